@@ -1,0 +1,93 @@
+"""What the training loop knows of any data: windows of tokens, perhaps an oracle."""
+
+import abc
+
+import numpy as np
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.tokenizers import Tokenizer
+
+SPLITS = ("train", "validation")
+
+
+class Dataset(abc.ABC):
+  """Windows of context_length + 1 tokens, found by split and index.
+
+  Attributes:
+    tokenizer: turns the tokens into text and back.
+    context_length: a window holds one token more: T inputs and T targets.
+  """
+
+  tokenizer: Tokenizer
+  context_length: int
+
+  @abc.abstractmethod
+  def num_windows(self, split: str) -> int:
+    """How many windows "train" or "validation" has."""
+
+  @abc.abstractmethod
+  def window(self, split: str, index: int) -> np.ndarray:
+    """int32 [T + 1], the same whenever it is asked for; -1 after the data's end."""
+
+  def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray | None:
+    """The exact distribution that the process draws each next token from.
+
+    Args:
+      tokens: int [N], from the start of a window.
+
+    Returns:
+      float64 [N, V], row i is P(token i + 1 | tokens 0 .. i); None where nobody
+      knows (text that people wrote).
+    """
+    del tokens
+    return None
+
+
+class ToyLanguage(Dataset):
+  """A random process with a known distribution; as many windows as one likes.
+
+  Every window begins with the tokenizer's start token. Window i of a split is drawn
+  from a random stream of its own, so train and validation never share one.
+  """
+
+  seed: int
+
+  def num_windows(self, split: str) -> int:
+    del split
+    return 2**31 - 1
+
+  def window(self, split: str, index: int) -> np.ndarray:
+    stream = np.random.SeedSequence((self.seed, SPLITS.index(split), index))
+    return self.sample(np.random.default_rng(stream), self.context_length + 1)
+
+  @abc.abstractmethod
+  def sample(self, rng: np.random.Generator, length: int) -> np.ndarray:
+    """int32 [length], the start token first."""
+
+  @abc.abstractmethod
+  def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray: ...
+
+
+def require_start_token(tokens: np.ndarray, start_id: int) -> None:
+  """The oracles' common condition on their input."""
+  if len(tokens) == 0 or tokens[0] != start_id:
+    raise InputError(f"tokens must begin with the start token, id {start_id}")
+
+
+def floor(dataset: Dataset, windows: np.ndarray) -> float | None:
+  """The loss that no model can beat on these windows, in nats a token.
+
+  The mean of -ln P(target | prefix) under the process itself, over the very tokens
+  that a model's loss is computed on; None for data without an oracle.
+
+  Args:
+    windows: int [N, T + 1].
+  """
+  total = 0.0
+  for tokens in windows:
+    probabilities = dataset.next_token_probabilities(tokens[:-1])
+    if probabilities is None:
+      return None
+    of_targets = probabilities[np.arange(len(tokens) - 1), tokens[1:]]
+    total -= float(np.log(of_targets).sum())
+  return total / windows[:, 1:].size

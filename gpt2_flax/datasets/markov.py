@@ -1,0 +1,112 @@
+"""A random Markov chain: the next token depends on the last `order` tokens only."""
+
+import dataclasses
+import string
+
+import numpy as np
+
+from gpt2_flax.datasets.dataset import require_start_token, ToyLanguage
+from gpt2_flax.errors import InputError
+from gpt2_flax.tokenizers import WordTokenizer
+
+MAX_CONTEXTS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkovConfig:
+  """Which chain.
+
+  Attributes:
+    num_symbols: how many different tokens there are, 2 to 26.
+    order: how many tokens back the next one depends on.
+    concentration: of the Dirichlet prior that each row of the chain is drawn from;
+      small is nearly deterministic, large nearly uniform.
+    seed: of the chain and of the sequences drawn from it.
+  """
+
+  num_symbols: int = 8
+  order: int = 2
+  concentration: float = 0.3
+  seed: int = 0
+
+  def __post_init__(self):
+    if not 2 <= self.num_symbols <= len(string.ascii_lowercase):
+      raise InputError(f"data.num_symbols is {self.num_symbols}: must be 2 to 26")
+    if self.order < 1 or self.num_symbols**self.order > MAX_CONTEXTS:
+      raise InputError(
+        f"data.order is {self.order}: must be at least 1, and num_symbols ** order"
+        f" at most {MAX_CONTEXTS}"
+      )
+    if self.concentration <= 0:
+      raise InputError(f"data.concentration is {self.concentration}: must be above 0")
+
+  def make(self, context_length: int) -> "Markov":
+    return Markov(self, context_length)
+
+
+class Markov(ToyLanguage):
+  """Sequences of one fixed random chain, started in its stationary distribution.
+
+  Attributes:
+    transitions: float64 [S, ..., S, S], `order` context axes (the oldest first), then
+      the next symbol: P(next | context).
+    stationary: float64 [S, ..., S], the probability of each context in the long run.
+  """
+
+  def __init__(self, config: MarkovConfig, context_length: int):
+    self.context_length = context_length
+    self.seed = config.seed
+    self.order = config.order
+    size = config.num_symbols
+    self.tokenizer = WordTokenizer(string.ascii_lowercase[:size])
+    rng = np.random.default_rng((config.seed, len("markov")))
+    self.transitions = rng.dirichlet(
+      np.full(size, config.concentration), size=(size,) * config.order
+    )
+    self.transitions = np.maximum(self.transitions, 1e-9)  # so that the chain mixes
+    self.transitions /= self.transitions.sum(-1, keepdims=True)
+    self.stationary = self._stationary()
+
+  def _stationary(self) -> np.ndarray:
+    """Solves pi = pi P, sum(pi) = 1 over contexts."""
+    size, num_contexts = self.tokenizer.vocab_size - 1, self.transitions[..., 0].size
+    step = np.zeros((num_contexts, num_contexts))
+    context = np.arange(num_contexts)
+    for symbol in range(size):
+      after = context * size % num_contexts + symbol  # drop the oldest, append
+      step[context, after] = self.transitions.reshape(-1, size)[:, symbol]
+    equations = np.vstack([step.T - np.eye(num_contexts), np.ones(num_contexts)])
+    right_side = np.append(np.zeros(num_contexts), 1.0)
+    pi = np.linalg.lstsq(equations, right_side, rcond=None)[0]
+    pi = np.maximum(pi, 0.0)
+    return (pi / pi.sum()).reshape(self.transitions.shape[:-1])
+
+  def entropy_rate(self) -> float:
+    """Nats a token in the long run: -sum pi(c) sum P(x|c) ln P(x|c).
+
+    Cover & Thomas, "Elements of Information Theory", theorem 4.2.4.
+    """
+    rows = self.transitions
+    return float(-(self.stationary[..., None] * rows * np.log(rows)).sum())
+
+  def _next(self, context: tuple[int, ...]) -> np.ndarray:
+    """P(next | the symbols so far), of which the last `order` matter: [S]."""
+    if len(context) >= self.order:
+      return self.transitions[context[-self.order :]]
+    beginning = self.stationary[context]  # sums out the symbols not drawn yet
+    counts = beginning.reshape(beginning.shape[0], -1).sum(-1)
+    return counts / counts.sum()
+
+  def sample(self, rng: np.random.Generator, length: int) -> np.ndarray:
+    symbols: tuple[int, ...] = ()
+    for draw in rng.random(length - 1):
+      cumulative = np.cumsum(self._next(symbols[-self.order :]))
+      symbol = int(np.searchsorted(cumulative / cumulative[-1], draw, side="right"))
+      symbols += (symbol,)
+    return np.array((self.tokenizer.start_id, *(s + 1 for s in symbols)), np.int32)
+
+  def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray:
+    require_start_token(tokens, self.tokenizer.start_id)
+    symbols = tuple(int(token) - 1 for token in tokens[1:])
+    rows = [self._next(symbols[:i]) for i in range(len(tokens))]
+    return np.pad(np.stack(rows), [(0, 0), (1, 0)])  # the start token never returns

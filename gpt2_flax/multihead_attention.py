@@ -1,0 +1,82 @@
+"""3. Many heads: the very same head, several times at once, each with its own weights.
+
+Axes: B batch, T query position, H heads, K head_dim, D embed_dim.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt2_flax.self_attention import KeyValues, SelfAttention
+
+
+class MultiHeadAttention(nn.Module):
+  """`SelfAttention` under `nn.vmap`, concatenated and projected.
+
+  Concat(head_1, ..., head_H) W^O: "Attention Is All You Need" (Vaswani et al.,
+  2017), section 3.2.2. All heads read the same input (`in_axes=None`), so XLA
+  computes their projections as one matrix product; parameters carry a leading
+  heads axis, `heads/query/kernel: [H, D, K]`.
+
+  Attributes:
+    num_heads: H.
+    head_dim: K, of each head.
+    causal, dropout_rate, dtype, kernel_init: see `SelfAttention`.
+    output_init: of the output projection; GPT-2 shrinks it with depth.
+  """
+
+  num_heads: int
+  head_dim: int
+  causal: bool = True
+  dropout_rate: float = 0.0
+  dtype: Any = None
+  kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+  output_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    mask: jax.Array | None = None,
+    cache: KeyValues | None = None,
+    start: jax.typing.ArrayLike = 0,
+  ):
+    """[B, T, D] -> [B, T, D]; arguments and returns as in `SelfAttention`.
+
+    The mask is the same for all heads; the cache has a leading heads axis.
+    """
+    heads = nn.vmap(
+      SelfAttention,
+      in_axes=(None, None, 0, None),  # x and mask shared, the cache per head
+      out_axes=0,
+      axis_size=self.num_heads,
+      variable_axes={True: 0},  # everything a head holds has a heads axis
+      split_rngs={True: True},  # and every head draws its own randomness
+      metadata_params={nn.PARTITION_NAME: "heads"},
+    )(
+      head_dim=self.head_dim,
+      causal=self.causal,
+      dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      name="heads",
+    )
+    out_HBTK = heads(x_BTD, mask, cache, start)
+    if cache is not None:
+      out_HBTK, cache = out_HBTK
+
+    concatenated_BTD = self.concatenate(out_HBTK)
+    out_BTD = nn.Dense(
+      x_BTD.shape[-1],
+      dtype=self.dtype,
+      kernel_init=nn.with_logical_partitioning(self.output_init, ("heads", "embed")),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
+      name="output",
+    )(concatenated_BTD)
+    return out_BTD if cache is None else (out_BTD, cache)
+
+  def concatenate(self, out_HBTK: jax.Array) -> jax.Array:
+    """Heads side by side, in order: [H, B, T, K] -> [B, T, H * K]."""
+    return jnp.concatenate(list(out_HBTK), axis=-1)

@@ -1,0 +1,124 @@
+"""Text to token ids and back. One small interface, one class a kind of token."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+from typing import ClassVar
+
+from gpt2_flax.errors import InputError, unknown_name
+
+
+class Tokenizer:
+  """What every tokenizer offers.
+
+  Attributes:
+    kind: the name it is saved under.
+    vocab_size: ids are 0 .. vocab_size - 1.
+    start_id: the token that every sequence begins with, or None. `encode` does not
+      add it: it belongs to a sequence, not to its text.
+  """
+
+  kind: ClassVar[str]
+  vocab_size: int
+  start_id: int | None = None
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of a text; an `InputError` names what it cannot write."""
+    raise NotImplementedError
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of some token ids; a start token leaves no trace."""
+    raise NotImplementedError
+
+  def token(self, token_id: int) -> str:
+    """One token as a person would call it."""
+    return "<s>" if token_id == self.start_id else self.decode([token_id])
+
+  def state(self) -> dict:
+    """What `__init__` needs to build this tokenizer again, as JSON values."""
+    raise NotImplementedError
+
+
+class WordTokenizer(Tokenizer):
+  """Whole words, split at white space; id 0 is the start token."""
+
+  kind = "word"
+  start_id = 0
+
+  def __init__(self, words: Sequence[str]):
+    self.words = tuple(words)
+    self.vocab_size = 1 + len(self.words)
+    self._ids = {word: i for i, word in enumerate(self.words, start=1)}
+    if len(self._ids) != len(self.words):
+      raise InputError("words: each may be there only once")
+
+  def encode(self, text: str) -> list[int]:
+    for word in text.split():
+      if word not in self._ids:
+        raise unknown_name("word", word, self.words)
+    return [self._ids[word] for word in text.split()]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return " ".join(self.words[i - 1] for i in ids if i != self.start_id)
+
+  def state(self) -> dict:
+    return {"words": self.words}
+
+
+class CharTokenizer(Tokenizer):
+  """One token a character of the training text, in code point order."""
+
+  kind = "char"
+
+  def __init__(self, characters: str):
+    self.characters = "".join(sorted(set(characters)))
+    self.vocab_size = len(self.characters)
+    self._ids = {character: i for i, character in enumerate(self.characters)}
+
+  def encode(self, text: str) -> list[int]:
+    for character in text:
+      if character not in self._ids:
+        raise InputError(
+          f"character {character!r} is not among the {self.vocab_size} of the"
+          " training text"
+        )
+    return [self._ids[character] for character in text]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return "".join(self.characters[i] for i in ids)
+
+  def state(self) -> dict:
+    return {"characters": self.characters}
+
+
+class ByteTokenizer(Tokenizer):
+  """One token a byte of UTF-8, so that it can write every text."""
+
+  kind = "byte"
+  vocab_size = 256
+
+  def encode(self, text: str) -> list[int]:
+    return list(text.encode("utf-8"))
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return bytes(ids).decode("utf-8", errors="replace")
+
+  def state(self) -> dict:
+    return {}
+
+
+KINDS = {cls.kind: cls for cls in (WordTokenizer, CharTokenizer, ByteTokenizer)}
+
+
+def dumps(tokenizer: Tokenizer) -> str:
+  """The tokenizer as JSON text."""
+  return json.dumps({"kind": tokenizer.kind, **tokenizer.state()}, ensure_ascii=False)
+
+
+def load(path: pathlib.Path) -> Tokenizer:
+  """Reads what `dumps` wrote."""
+  state = json.loads(path.read_text("utf-8"))
+  kind = state.pop("kind")
+  if kind not in KINDS:
+    raise unknown_name(f"tokenizer in {path}", kind, KINDS)
+  return KINDS[kind](**state)

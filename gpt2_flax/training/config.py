@@ -1,0 +1,254 @@
+"""An experiment's config: from ConfigDict to frozen, checked dataclasses."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gpt2_flax import datasets
+from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.transformer import GPT2Config
+
+OPTIMIZERS = ("adamw", "muon", "lion")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """See `optimizer.make_optimizer`.
+
+  Attributes:
+    name: one of OPTIMIZERS.
+    learning_rate: the peak, reached after warmup_steps, from 0.
+    warmup_steps: linear; after that a cosine falls to 0 at the last step.
+    weight_decay: decoupled, on matrices only.
+    beta1, beta2: decay of the first and second moments' averages.
+    max_grad_norm: gradients with a larger global norm are scaled down to it.
+  """
+
+  name: str
+  learning_rate: float
+  warmup_steps: int
+  weight_decay: float
+  beta1: float
+  beta2: float
+  max_grad_norm: float
+
+  def __post_init__(self):
+    if self.name not in OPTIMIZERS:
+      raise unknown_name("optimizer.name", self.name, OPTIMIZERS)
+    for name in ("learning_rate", "max_grad_norm"):
+      _require(getattr(self, name) > 0, "optimizer", name, self, "above 0")
+    for name in ("warmup_steps", "weight_decay"):
+      _require(getattr(self, name) >= 0, "optimizer", name, self, "0 or more")
+    for name in ("beta1", "beta2"):
+      _require(0 <= getattr(self, name) < 1, "optimizer", name, self, "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long, on how much at a time.
+
+  Attributes:
+    num_steps: optimizer steps in all.
+    batch_size: windows in a step, over all devices.
+    accumulation_steps: the batch is worked through in this many pieces, to save
+      memory; the result is that of the whole batch.
+    seed: of initialisation, dropout and the order of the data.
+    log_every_steps: how often metrics are written.
+  """
+
+  num_steps: int
+  batch_size: int
+  accumulation_steps: int
+  seed: int
+  log_every_steps: int
+
+  def __post_init__(self):
+    for name in ("num_steps", "batch_size", "accumulation_steps", "log_every_steps"):
+      _require(getattr(self, name) >= 1, "train", name, self, "at least 1")
+    _require(self.seed >= 0, "train", "seed", self, "0 or more")
+    if self.batch_size % self.accumulation_steps:
+      raise InputError(
+        f"train.batch_size is {self.batch_size}: must be divisible by"
+        f" train.accumulation_steps, which is {self.accumulation_steps}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Validation.
+
+  Attributes:
+    every_steps: how often, besides after the last step.
+    num_windows: how many validation windows, always the same; 0 means all there are.
+    sample_tokens: how many tokens of text to generate each time; 0 for none.
+  """
+
+  every_steps: int
+  num_windows: int
+  sample_tokens: int
+
+  def __post_init__(self):
+    _require(self.every_steps >= 1, "eval", "every_steps", self, "at least 1")
+    for name in ("num_windows", "sample_tokens"):
+      _require(getattr(self, name) >= 0, "eval", name, self, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """Checkpoints.
+
+  Attributes:
+    every_steps: how often, besides after the last step and when stopped.
+    keep: how many of the latest are kept.
+  """
+
+  every_steps: int
+  keep: int
+
+  def __post_init__(self):
+    _require(self.every_steps >= 1, "checkpoint", "every_steps", self, "at least 1")
+    _require(self.keep >= 2, "checkpoint", "keep", self, "at least 2 (one is a spare)")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How devices are arranged; the product must be their number.
+
+  Attributes:
+    data: copies of the model, each with its share of the batch; -1 takes all
+      devices that are left.
+    fsdp: the batch is split here too, and each parameter over its embed axis.
+    tensor: heads, feed-forward and vocabulary are split.
+  """
+
+  data: int
+  fsdp: int
+  tensor: int
+
+  def __post_init__(self):
+    _require(
+      self.data >= 1 or self.data == -1, "mesh", "data", self, "-1 or at least 1"
+    )
+    for name in ("fsdp", "tensor"):
+      _require(getattr(self, name) >= 1, "mesh", name, self, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+  """A whole experiment, one section a concern.
+
+  Attributes:
+    data: one of `datasets.CONFIGS`.
+    model: its vocab_size is None until the data has said it.
+  """
+
+  data: Any
+  model: GPT2Config
+  optimizer: OptimizerConfig
+  train: TrainConfig
+  eval: EvalConfig
+  checkpoint: CheckpointConfig
+  mesh: MeshConfig
+
+
+def _require(holds: bool, section: str, name: str, config: Any, allowed: str) -> None:
+  if not holds:
+    raise InputError(f"{section}.{name} is {getattr(config, name)}: must be {allowed}")
+
+
+SECTIONS = {
+  "optimizer": OptimizerConfig,
+  "train": TrainConfig,
+  "eval": EvalConfig,
+  "checkpoint": CheckpointConfig,
+  "mesh": MeshConfig,
+}
+
+
+def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
+  """cls(**values), with every key and type checked."""
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  for name in values:
+    if name not in fields:
+      raise unknown_name(f"key in config.{section}", name, fields)
+  checked = {}
+  for name, field in fields.items():
+    if name not in values:
+      if field.default is dataclasses.MISSING:
+        raise InputError(f"{section}.{name} is missing: must be of {field.type}")
+      continue
+    value = values[name]
+    if field.type is float and type(value) is int:
+      value = float(value)
+    if type(value) is not field.type:
+      raise InputError(
+        f"{section}.{name} is {value!r}: must be of type {field.type.__name__}"
+      )
+    checked[name] = value
+  return cls(**checked)
+
+
+def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
+  """Checks a whole config, and makes its dataset, which decides the vocabulary.
+
+  Raises:
+    InputError: names the key, its value and what is allowed. Nothing was written.
+  """
+  values = config.to_dict()
+  expected = {"data", "model", *SECTIONS}
+  for section in values:
+    if section not in expected:
+      raise unknown_name("config section", section, expected)
+  for section in sorted(expected):
+    if not isinstance(values.get(section), dict):
+      raise InputError(f"config.{section} is missing: must be a section of the config")
+
+  parsed = {
+    section: _from_section(cls, section, values[section])
+    for section, cls in SECTIONS.items()
+  }
+  data_values = dict(values["data"])
+  name = data_values.pop("name", None)
+  if name not in datasets.CONFIGS:
+    raise unknown_name("data.name", str(name), datasets.CONFIGS)
+  data = _from_section(datasets.CONFIGS[name], "data", data_values)
+
+  model_values = dict(values["model"])
+  if not model_values.get("vocab_size"):
+    model_values.pop("vocab_size", None)  # the data's, filled in below
+  model = _from_section(GPT2Config, "model", model_values)
+  dataset = data.make(model.context_length)
+  vocab_size = dataset.tokenizer.vocab_size
+  if "vocab_size" not in model_values:
+    model = dataclasses.replace(model, vocab_size=vocab_size)
+  if model.vocab_size < vocab_size:
+    raise InputError(
+      f"model.vocab_size is {model.vocab_size}: must be 0 (the data's) or at least"
+      f" {vocab_size}, the data's"
+    )
+  return ExperimentConfig(data=data, model=model, **parsed), dataset
+
+
+# What may change when a run goes on: nothing that would change its numbers, except
+# that it may go on for longer.
+MAY_CHANGE = ("eval", "checkpoint", "mesh", "train.num_steps", "train.log_every_steps")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+  """The keys in which a run's config differs from the one it was started with."""
+
+  def flat(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+      f"{section}.{key}": value
+      for section, keys in values.items()
+      for key, value in keys.items()
+      if section not in MAY_CHANGE and f"{section}.{key}" not in MAY_CHANGE
+    }
+
+  before, now = flat(before), flat(now)
+  return [
+    f"config.{key} was {before.get(key)!r}, is now {now.get(key)!r}"
+    for key in sorted(before.keys() | now.keys())
+    if before.get(key) != now.get(key)
+  ]

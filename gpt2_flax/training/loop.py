@@ -1,0 +1,235 @@
+"""The training loop: read it first, it names everything else."""
+
+import dataclasses
+import math
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+
+from gpt2_flax.datasets import Dataset
+from gpt2_flax.datasets.pipeline import train_batches
+from gpt2_flax.errors import RunError
+from gpt2_flax.training.checkpoints import Checkpoints
+from gpt2_flax.training.config import ExperimentConfig
+from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.training.mesh import batch_sharding, make_mesh
+from gpt2_flax.training.metrics import MetricsWriter, plot_loss
+from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
+from gpt2_flax.training.progress import Progress
+from gpt2_flax.training.signals import StopSignals
+from gpt2_flax.training.step import abstract_state, init_state, make_train_step
+from gpt2_flax.training.workdir import open_workdir
+from gpt2_flax.transformer import GPT2, num_params
+
+NUM_JUDGED_SAMPLES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a run ended.
+
+  Attributes:
+    step: the last step taken.
+    metrics: the newest value under each name.
+    stopped_by: the signal that ended it early, or None.
+  """
+
+  step: int
+  metrics: dict[str, float | str]
+  stopped_by: signal.Signals | None
+
+  def summary(self, workdir: pathlib.Path) -> str:
+    """A few lines for a person."""
+    if self.stopped_by:
+      return (
+        f"\nstopped by {self.stopped_by.name} after step {self.step}, which is saved:"
+        " the same command goes on from there"
+      )
+    lines = [f"\ndone: {self.step} steps"]
+    loss, floor = self.metrics["val/loss"], self.metrics.get("val/floor")
+    if floor is None:
+      lines.append(f"  validation loss {loss:.4f} nats per token")
+      lines.append("  floor           unknown: nobody knows the process behind text")
+    else:
+      lines.append(f"  validation loss {loss:.4f} nats per token")
+      lines.append(f"  floor           {floor:.4f} (no model can beat it)")
+      lines.append(f"  gap             {self.metrics['val/gap']:.4f}")
+    share = self.metrics.get("val/possible_share")
+    if share is not None:
+      lines.append(
+        f"  samples         {share:.1%} of {NUM_JUDGED_SAMPLES} are possible in the"
+        " language"
+      )
+    lines.append(f"  in {workdir}: loss.png, metrics.jsonl, tensorboard/, checkpoints/")
+    return "\n".join(lines)
+
+
+def train(
+  config: ExperimentConfig,
+  dataset: Dataset,
+  workdir: pathlib.Path,
+  saved_config: dict[str, Any],
+) -> Result:
+  """Trains from where the workdir stands to train.num_steps.
+
+  Args:
+    saved_config: the config as JSON values, to be kept with the run.
+
+  Raises:
+    InputError: the config does not fit the devices or the workdir.
+    RunError: the loss is not finite, or all checkpoints are damaged.
+  """
+  # --- What does not change ------------------------------------------------------
+  mesh = make_mesh(config.mesh, config.train)
+  sharding = batch_sharding(mesh)
+  model = GPT2(config.model)
+  num_steps = config.train.num_steps
+  schedule = learning_rate_schedule(config.optimizer, num_steps)
+  optimizer = make_optimizer(config.optimizer, schedule)
+  abstract = abstract_state(model, optimizer, mesh)
+  train_step = make_train_step(
+    model, optimizer, schedule, abstract, config.train.accumulation_steps
+  )
+  evaluator = Evaluator(model, dataset, config, sharding)
+  batches = train_batches(dataset, config.train.batch_size, config.train.seed)
+  open_workdir(workdir, saved_config, dataset.tokenizer)
+
+  with (
+    StopSignals() as stop,
+    Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
+  ):
+    # --- Where to begin ----------------------------------------------------------
+    restored = checkpoints.restore(abstract)
+    if restored:
+      state, data_position = restored
+      batches.set_state(data_position)
+    else:
+      state = init_state(model, optimizer, config.train.seed, abstract)
+    start_step = int(state.step)
+    kept = start_step if restored else None
+
+    with (
+      MetricsWriter(workdir, start_step) as writer,
+      Progress(num_steps, start_step) as progress,
+      # Whatever the loop moves between host and device, it moves by name.
+      jax.transfer_guard("disallow"),
+    ):
+      progress.line(
+        f"{num_params(abstract.params):,} parameters, {mesh.size} device(s);"
+        f" {'goes on from' if restored else 'starts at'} step {start_step} of"
+        f" {num_steps} in {workdir}"
+      )
+      meter = _Meter(config, writer, progress, kept)
+
+      def evaluate(step: int) -> None:
+        values = evaluator.losses(state.params)
+        sample = evaluator.sample(state.params, seed=config.train.seed + step)
+        meter.evaluated(step, values, sample)
+
+      def save(step: int) -> None:
+        meter.flush()  # raises if this state's loss was not finite
+        checkpoints.save(state, batches.get_state(), saved_config)
+        meter.kept = step
+
+      # --- The loop --------------------------------------------------------------
+      step = start_step
+      while step < num_steps and not stop.received:
+        waited = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - waited
+        state, metrics = train_step(state, jax.device_put(batch, sharding))
+        step += 1
+        meter.stepped(step, metrics, waited)
+        if step % config.eval.every_steps == 0 or step == num_steps:
+          meter.flush()
+          evaluate(step)
+        if step % config.checkpoint.every_steps == 0 or step == num_steps:
+          save(step)
+
+      # --- The end ---------------------------------------------------------------
+      if stop.received and step > (meter.kept or 0):
+        save(step)
+      checkpoints.wait()
+      if step == num_steps and writer.last("val/possible_share") is None:
+        share = evaluator.possible_share(
+          state.params, NUM_JUDGED_SAMPLES, config.train.seed
+        )
+        if share is not None:
+          writer.write(step, {"val/possible_share": share})
+      plot_loss(writer.records, workdir / "loss.png")
+      newest = {k: v for record in writer.records for k, v in record.items()}
+      return Result(step, newest, stop.received)
+
+
+class _Meter:
+  """Reads each step's metrics while the next one runs, and passes them on.
+
+  Attributes:
+    kept: the step of the newest checkpoint, or None.
+  """
+
+  def __init__(
+    self,
+    config: ExperimentConfig,
+    writer: MetricsWriter,
+    progress: Progress,
+    kept: int | None,
+  ):
+    self.kept = kept
+    self._config, self._writer, self._progress = config, writer, progress
+    self._pending = None
+    self._tokens_per_step = config.train.batch_size * config.model.context_length
+    self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+    self._shown: dict[str, str] = {}
+
+  def stepped(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
+    """Takes a step's metrics, still on the device; reports the step before it."""
+    before, self._pending = self._pending, (step, metrics)
+    self._steps += 1
+    self._waited += waited
+    self._report(before)
+
+  def flush(self) -> None:
+    """Reports the last step too, which waits for it."""
+    before, self._pending = self._pending, None
+    self._report(before)
+
+  def _report(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
+    if pending is None:
+      return
+    step, metrics = pending[0], jax.device_get(pending[1])
+    loss = float(metrics["train/loss"])
+    if not math.isfinite(loss):
+      kept = f"step {self.kept}" if self.kept else "none yet"
+      raise RunError(
+        f"the loss is {loss} at step {step}: stopped; last good checkpoint: {kept}"
+      )
+    self._shown |= {"loss": f"{loss:.4f}"}
+    if step % self._config.train.log_every_steps == 0:
+      seconds = time.perf_counter() - self._since
+      values = {name: float(value) for name, value in metrics.items()}
+      values["tokens_per_second"] = self._steps * self._tokens_per_step / seconds
+      values["data_wait_share"] = self._waited / seconds
+      self._writer.write(step, values)
+      self._shown |= {"tokens/s": f"{values['tokens_per_second']:,.0f}"}
+      self._progress.log(step, self._shown)
+      self._restart_clock()
+    self._progress.update(step, self._shown)
+
+  def evaluated(self, step: int, values: dict[str, float], sample: str | None) -> None:
+    """Takes an evaluation's losses and the text that the model wrote."""
+    text = f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+    if "val/gap" in values:
+      self._shown |= {"gap": f"{values['val/gap']:.4f}"}
+    if sample is not None:
+      values = {**values, "val/sample": sample}
+      text += f"\n  writes: {sample}"
+    self._writer.write(step, values)
+    self._progress.line(text)
+    self._restart_clock()  # an evaluation is no training time
+
+  def _restart_clock(self) -> None:
+    self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0

@@ -1,0 +1,75 @@
+"""Devices as a mesh, and which logical axis of an array is split over which part."""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.training.config import MeshConfig, TrainConfig
+
+# The one place that says how the model is laid out over devices.
+LOGICAL_AXIS_RULES = (
+  ("batch", ("data", "fsdp")),
+  ("heads", "tensor"),
+  ("mlp", "tensor"),
+  ("vocab", "tensor"),
+  ("embed", "fsdp"),
+  ("head_dim", None),
+  ("position", None),
+)
+
+
+def make_mesh(config: MeshConfig, train: TrainConfig) -> Mesh:
+  """A ("data", "fsdp", "tensor") mesh over all devices."""
+  num_devices = jax.device_count()
+  data = config.data
+  if data == -1:
+    data = max(1, num_devices // (config.fsdp * config.tensor))
+  if data * config.fsdp * config.tensor != num_devices:
+    raise InputError(
+      f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}: the"
+      f" product must be the number of devices, which is {num_devices}"
+    )
+  rows = train.batch_size // train.accumulation_steps
+  if rows % (data * config.fsdp):
+    raise InputError(
+      f"train.batch_size is {train.batch_size}: train.batch_size /"
+      f" train.accumulation_steps = {rows} must be divisible by the"
+      f" {data * config.fsdp} devices that share a batch"
+    )
+  return jax.make_mesh(
+    (data, config.fsdp, config.tensor),
+    ("data", "fsdp", "tensor"),
+    # Auto lets the compiler place everything in between; flax's logical
+    # constraints need it.
+    axis_types=(AxisType.Auto,) * 3,
+  )
+
+
+def place(named: Any, mesh: Mesh) -> Any:
+  """A tree of abstract arrays with axis names -> the same unnamed, with shardings.
+
+  Arrays without names (step counters, keys) are copied to every device.
+  """
+
+  def place_node(node: Any) -> Any:
+    names = node.names if isinstance(node, nn.LogicallyPartitioned) else ()
+    spec = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES)
+    return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
+      ),
+      nn.meta.unbox(node),
+    )
+
+  def is_named(node: Any) -> bool:
+    return isinstance(node, nn.LogicallyPartitioned)
+
+  return jax.tree.map(place_node, named, is_leaf=is_named)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows of a batch, split over all devices that hold a copy or part of one."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -1,0 +1,80 @@
+"""The optax chain: clip, precondition, decay matrices, follow the schedule."""
+
+from typing import Any
+
+import jax
+import optax
+
+from gpt2_flax.training.config import OptimizerConfig
+
+
+def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+  """Linear from 0 to the peak, then a cosine to 0 at num_steps."""
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=config.learning_rate,
+    warmup_steps=min(config.warmup_steps, num_steps - 1),
+    decay_steps=num_steps,
+  )
+
+
+def _map_named(function: Any, params: Any) -> Any:
+  """Maps function(name, leaf), where name is the parameter's own: "kernel", ..."""
+
+  def named(path: tuple, leaf: jax.Array) -> Any:
+    # the last dict key; params fresh from `init` end on their box's attribute
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    return function(names[-1], leaf)
+
+  return jax.tree_util.tree_map_with_path(named, params)
+
+
+def is_matrix(params: Any) -> Any:
+  """A tree of bools: kernels and embeddings, but no bias and no norm.
+
+  By name, because the heads axis makes a bias two-dimensional.
+  """
+  return _map_named(lambda name, _: name in ("kernel", "embedding"), params)
+
+
+def _muon_dimensions(params: Any) -> Any:
+  """Kernels are orthogonalised over their last two axes, each head by itself."""
+
+  def dimensions(name: str, _: jax.Array) -> Any:
+    if name == "kernel":
+      return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return None  # embeddings, biases and norms are Adam's
+
+  return _map_named(dimensions, params)
+
+
+def make_optimizer(
+  config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """The optimizer that config.name names, behind a clip by global norm.
+
+  "adamw": Loshchilov & Hutter (2019), algorithm 2.
+  "lion": Chen et al. (2023), algorithm 2; takes a learning rate some 5 times smaller.
+  "muon": Jordan et al. (2024) for the kernels, Adam at the same learning rate for
+    the rest; takes a learning rate some 10 times larger. beta1 and beta2 are Adam's.
+  """
+  clip = optax.clip_by_global_norm(config.max_grad_norm)
+  match config.name:
+    case "adamw" | "lion":
+      make = {"adamw": optax.adamw, "lion": optax.lion}[config.name]
+      rule = make(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=is_matrix,
+      )
+    case "muon":
+      rule = optax.contrib.muon(
+        schedule,
+        weight_decay=config.weight_decay,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=_muon_dimensions,
+      )
+  return optax.chain(clip, rule)

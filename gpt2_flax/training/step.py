@@ -1,0 +1,152 @@
+"""One training step and one evaluation step: pure functions of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from gpt2_flax.datasets.pipeline import Batch
+from gpt2_flax.training.mesh import place
+from gpt2_flax.transformer import GPT2
+
+
+class TrainState(struct.PyTreeNode):
+  """All that changes from step to step.
+
+  Attributes:
+    step: int32 scalar, how many steps have been taken.
+    params: as `model.init` gives them, without the axis names.
+    opt_state: of the optimizer.
+    rng: the key that each step's dropout is derived from; it never changes.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  rng: jax.Array
+
+
+def _init(
+  model: GPT2, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """A fresh state whose params still carry their logical axis names."""
+  params_key, dropout_key = jax.random.split(jax.random.key(seed))
+  params = model.init(params_key, jnp.zeros((1, 1), jnp.int32))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    rng=dropout_key,
+  )
+
+
+def abstract_state(
+  model: GPT2, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Shape, dtype and sharding of each leaf of the state, with nothing computed."""
+  return place(jax.eval_shape(lambda: _init(model, optimizer, seed=0)), mesh)
+
+
+def init_state(
+  model: GPT2,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  abstract: TrainState,
+) -> TrainState:
+  """A fresh state, made in place on the devices that `abstract` says."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  make = jax.jit(
+    lambda: nn.meta.unbox(_init(model, optimizer, seed)), out_shardings=shardings
+  )
+  return make()
+
+
+def summed_loss(
+  model: GPT2, params: Any, batch: Batch, rngs: dict[str, jax.Array] | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy in nats summed over the targets that count, and their number.
+
+  Args:
+    batch: "inputs" and "targets", int [B, T]; a target of -1 does not count.
+    rngs: {"dropout": key} to train with dropout.
+  """
+  logits_BTV = model.apply(params, batch["inputs"], rngs=rngs)
+  counts_BT = batch["targets"] >= 0
+  losses_BT = optax.softmax_cross_entropy_with_integer_labels(
+    logits_BTV, jnp.maximum(batch["targets"], 0)
+  )
+  return jnp.sum(losses_BT, where=counts_BT), jnp.sum(counts_BT)
+
+
+def make_train_step(
+  model: GPT2,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  abstract: TrainState,
+  accumulation_steps: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """(state, batch) -> (state, metrics), jitted; the old state's memory is reused.
+
+  The loss is the mean over all targets of the batch that count. With accumulation,
+  gradients of the sum are added up and divided once, so that pieces with fewer
+  targets do not weigh more.
+  """
+
+  def gradients(params: Any, batch: Batch, rng: jax.Array):
+    def loss(params: Any):
+      return summed_loss(model, params, batch, {"dropout": rng})
+
+    (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return total, count, grads
+
+  def accumulated(params: Any, batch: Batch, rng: jax.Array):
+    if accumulation_steps == 1:
+      return gradients(params, batch, rng)
+    pieces = jax.tree.map(
+      # Piece i takes every accumulation_steps-th row, so that each device finds
+      # its rows of every piece among its rows of the batch.
+      lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
+      batch,
+    )
+    keys = jax.random.split(rng, accumulation_steps)
+
+    def add(sums: Any, piece: Any):
+      return jax.tree.map(jnp.add, sums, gradients(params, *piece)), None
+
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], pieces), rng),
+    )
+    return jax.lax.scan(add, zeros, (pieces, keys))[0]
+
+  def train_step(state: TrainState, batch: Batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    total, count, grads = accumulated(state.params, batch, rng)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+      "train/loss": total / count,
+      "train/grad_norm": optax.global_norm(grads),
+      "train/learning_rate": schedule(state.step),
+    }
+    state = state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_eval_step(
+  model: GPT2,
+) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+  """(params, batch) -> (summed loss, number of targets), jitted, without dropout."""
+  return jax.jit(lambda params, batch: summed_loss(model, params, batch))

@@ -1,0 +1,287 @@
+"""4. The stack: embed, then read-and-think in each block, then compare with all tokens.
+
+Axes: B batch, T position, D embed_dim, F mlp_dim, V vocab_size.
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt2_flax.dropout import Dropout
+from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.multihead_attention import MultiHeadAttention
+from gpt2_flax.positional_encoding import POSITIONAL_ENCODINGS, PositionalEncoding
+from gpt2_flax.self_attention import KeyValues
+
+# "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019), table
+# 2; the heads of head_dim 64 are from the released models.
+PUBLISHED_SIZES = {
+  "small": dict(num_layers=12, num_heads=12, embed_dim=768),
+  "medium": dict(num_layers=24, num_heads=16, embed_dim=1024),
+  "large": dict(num_layers=36, num_heads=20, embed_dim=1280),
+  "xl": dict(num_layers=48, num_heads=25, embed_dim=1600),
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+  """The shape of a model; checked when made, and never changed.
+
+  Attributes:
+    vocab_size: V, the number of different tokens.
+    context_length: the most tokens the model takes at once.
+    num_layers: how many blocks are stacked.
+    num_heads: attention heads in a block.
+    embed_dim: D, the width of the residual stream; num_heads must divide it.
+    mlp_dim: F, the width inside the feed-forward; 0 means 4 * embed_dim.
+    positional_encoding: "sinusoidal", "learned" (as published) or "none".
+    dropout_rate: at GPT-2's three places: embeddings, attention weights, and what
+      each block adds to the residual stream.
+    dtype: of activations; parameters, softmax, norms' statistics and logits are
+      float32 always.
+  """
+
+  vocab_size: int = 50_257
+  context_length: int = 1024
+  num_layers: int = 12
+  num_heads: int = 12
+  embed_dim: int = 768
+  mlp_dim: int = 0
+  positional_encoding: str = "sinusoidal"
+  dropout_rate: float = 0.0
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    for name in (
+      "vocab_size",
+      "context_length",
+      "num_layers",
+      "num_heads",
+      "embed_dim",
+    ):
+      if getattr(self, name) < 1:
+        raise InputError(f"model.{name} is {getattr(self, name)}: must be at least 1")
+    if self.embed_dim % self.num_heads:
+      raise InputError(
+        f"model.embed_dim is {self.embed_dim}: must be divisible by"
+        f" model.num_heads, which is {self.num_heads}"
+      )
+    if self.mlp_dim < 0:
+      raise InputError(
+        f"model.mlp_dim is {self.mlp_dim}: must be 0 (4 * embed_dim) or more"
+      )
+    if not 0.0 <= self.dropout_rate < 1.0:
+      raise InputError(f"model.dropout_rate is {self.dropout_rate}: must be in [0, 1)")
+    if self.positional_encoding not in POSITIONAL_ENCODINGS:
+      raise unknown_name(
+        "model.positional_encoding", self.positional_encoding, POSITIONAL_ENCODINGS
+      )
+    if self.dtype not in DTYPES:
+      raise unknown_name("model.dtype", self.dtype, DTYPES)
+
+  @classmethod
+  def published(cls, size: str, **changes) -> "GPT2Config":
+    """GPT-2 as OpenAI released it: "small", "medium", "large" or "xl"."""
+    if size not in PUBLISHED_SIZES:
+      raise unknown_name("GPT-2 size", size, PUBLISHED_SIZES)
+    published = dict(PUBLISHED_SIZES[size], positional_encoding="learned")
+    return cls(**(published | changes))
+
+  @property
+  def head_dim(self) -> int:
+    return self.embed_dim // self.num_heads
+
+
+def _layer_norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
+  def partitioned(init):
+    return nn.with_logical_partitioning(init, ("embed",))
+
+  return nn.LayerNorm(
+    epsilon=1e-5,
+    dtype=config.dtype,
+    use_fast_variance=False,  # E[x^2] - E[x]^2 cancels on GPT-2's large activations
+    scale_init=partitioned(nn.initializers.ones_init()),
+    bias_init=partitioned(nn.initializers.zeros_init()),
+    name=name,
+  )
+
+
+def _residual_init(config: GPT2Config) -> nn.initializers.Initializer:
+  """Each of the 2 * num_layers additions to the residual stream starts smaller, so
+  that their sum does not grow with depth (Radford et al., 2019, section 2.3)."""
+  return nn.initializers.normal(0.02 / (2 * config.num_layers) ** 0.5)
+
+
+class FeedForward(nn.Module):
+  """What a token makes of what it has read: D -> F -> D, position by position.
+
+  GELU in the tanh form that GPT-2 uses (Hendrycks & Gimpel, 2016, section 2).
+  """
+
+  config: GPT2Config
+
+  def setup(self):
+    config = self.config
+    self.expand = nn.Dense(
+      config.mlp_dim or 4 * config.embed_dim,
+      dtype=config.dtype,
+      kernel_init=nn.with_logical_partitioning(
+        nn.initializers.normal(0.02), ("embed", "mlp")
+      ),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("mlp",)),
+    )
+    self.contract = nn.Dense(
+      config.embed_dim,
+      dtype=config.dtype,
+      kernel_init=nn.with_logical_partitioning(
+        _residual_init(config), ("mlp", "embed")
+      ),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
+    )
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    return self.contract(self.hidden(x_BTD))
+
+  def hidden(self, x_BTD: jax.Array) -> jax.Array:
+    """[B, T, D] -> [B, T, F], after the activation."""
+    return nn.gelu(self.expand(x_BTD), approximate=True)
+
+
+class Block(nn.Module):
+  """Attention reads from other positions, the feed-forward works on each alone.
+
+  Both add to the residual stream what they make of its normalised copy
+  (pre-LayerNorm: Radford et al., 2019, section 2.3).
+  """
+
+  config: GPT2Config
+
+  def setup(self):
+    config = self.config
+    self.attention_norm = _layer_norm(config)
+    self.attention = MultiHeadAttention(
+      num_heads=config.num_heads,
+      head_dim=config.head_dim,
+      dropout_rate=config.dropout_rate,
+      dtype=config.dtype,
+      output_init=_residual_init(config),
+    )
+    self.feed_forward_norm = _layer_norm(config)
+    self.feed_forward = FeedForward(config)
+    self.dropout = Dropout(config.dropout_rate)
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    mask: jax.Array | None = None,
+    cache: KeyValues | None = None,
+    start: jax.typing.ArrayLike = 0,
+  ):
+    """[B, T, D] -> [B, T, D]; arguments and returns as in `SelfAttention`."""
+    attended_BTD = self.attention(self.attention_norm(x_BTD), mask, cache, start)
+    if cache is not None:
+      attended_BTD, cache = attended_BTD
+    x_BTD += self.dropout(attended_BTD)
+    x_BTD += self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+    return x_BTD if cache is None else (x_BTD, cache)
+
+
+class GPT2(nn.Module):
+  """A decoder-only Transformer: tokens in, next-token logits at each position out.
+
+  `logits_BTV = GPT2(config).apply(params, tokens_BT)`, with
+  `params = GPT2(config).init(key, tokens_BT)`. Pass `rngs={"dropout": key}` to
+  train with dropout. Source: Radford et al. (2019), section 2.3; the embeddings
+  serve as the output layer too (Press & Wolf, 2017).
+  """
+
+  config: GPT2Config
+
+  def setup(self):
+    config = self.config
+    self.token_embedding = nn.Embed(
+      config.vocab_size,
+      config.embed_dim,
+      dtype=config.dtype,
+      embedding_init=nn.with_logical_partitioning(
+        nn.initializers.normal(0.02), ("vocab", "embed")
+      ),
+    )
+    self.positional_encoding = PositionalEncoding(
+      config.positional_encoding, config.context_length
+    )
+    self.dropout = Dropout(config.dropout_rate)
+    self.blocks = [Block(config) for _ in range(config.num_layers)]
+    self.final_norm = _layer_norm(config)
+
+  def __call__(
+    self,
+    tokens_BT: jax.Array,
+    positions: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    cache: list[KeyValues] | None = None,
+    start: jax.typing.ArrayLike = 0,
+  ):
+    """Next-token logits.
+
+    Args:
+      tokens_BT: int [B, T], T at most context_length.
+      positions: int [B, T] or [1, T]; None counts from `start`.
+      mask: bool, broadcastable to [B, T, S]: see `SelfAttention`.
+      cache: one `KeyValues` a layer, each [H, B, S, K] (`generation.empty_cache`).
+      start: int scalar, the cache's slot for the first of these tokens.
+
+    Returns:
+      float32 [B, T, V], or that and the extended cache where one was given.
+
+    Raises:
+      InputError: T exceeds context_length.
+    """
+    hidden_BTD = self.hidden(tokens_BT, positions, mask, cache, start)
+    if cache is not None:
+      hidden_BTD, cache = hidden_BTD
+    logits_BTV = self.unembed(hidden_BTD)
+    return logits_BTV if cache is None else (logits_BTV, cache)
+
+  def hidden(self, tokens_BT, positions=None, mask=None, cache=None, start=0):
+    """As `__call__`, up to the final norm: [B, T, D] in place of the logits."""
+    chex.assert_rank(tokens_BT, 2)
+    if tokens_BT.shape[1] > self.config.context_length:
+      raise InputError(
+        f"{tokens_BT.shape[1]} tokens: model.context_length allows at most"
+        f" {self.config.context_length}"
+      )
+    if positions is None:
+      positions = start + jnp.arange(tokens_BT.shape[1])[None]
+    x_BTD = self.embed(tokens_BT, positions)
+    extended = []
+    for layer, block in enumerate(self.blocks):
+      if cache is None:
+        x_BTD = block(x_BTD, mask)
+      else:
+        x_BTD, layer_cache = block(x_BTD, mask, cache[layer], start)
+        extended.append(layer_cache)
+    x_BTD = self.final_norm(x_BTD)
+    return x_BTD if cache is None else (x_BTD, extended)
+
+  def embed(self, tokens_BT: jax.Array, positions: jax.Array) -> jax.Array:
+    """Token embeddings plus positions: int [B, T] -> [B, T, D]."""
+    x_BTD = self.token_embedding(tokens_BT)
+    return self.dropout(self.positional_encoding(x_BTD, positions))
+
+  def unembed(self, x_BTD: jax.Array) -> jax.Array:
+    """How well each token's embedding fits: [B, T, D] -> float32 [B, T, V]."""
+    embedding_VD = self.token_embedding.embedding.astype(x_BTD.dtype)
+    return jnp.einsum(
+      "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
+    )
+
+
+def num_params(params: Any) -> int:
+  """The number of trained values in a tree of parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
