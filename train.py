@@ -11,15 +11,11 @@ The same command again goes on where an interrupted run stopped.
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
 from gpt2_flax import command_line
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/toy.py", "The experiment: a file with get_config()."
-)
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where to write; default runs/<config name>."
+  "workdir", None, "Where the run lives; default runs/<config name>."
 )
 
 
@@ -27,9 +23,8 @@ def main() -> int:
   """Checks the config, trains, says how it went."""
   from gpt2_flax.training import config, loop  # slow to import: after the flags
 
-  values = _CONFIG.value
-  name = pathlib.Path(flags.FLAGS["config"].config_filename).name.replace(".py", "")
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{name.replace(':', '-')}")
+  values = flags.FLAGS.config
+  workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
   experiment, dataset = config.parse(values)
   result = loop.train(experiment, dataset, workdir, values.to_dict())
   print(result.summary(workdir))
@@ -37,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, pathlib.Path(__file__).parent / "configs" / "toy.py")

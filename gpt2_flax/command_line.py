@@ -5,49 +5,115 @@ signal n, state saved.
 """
 
 from collections.abc import Callable, Sequence
+import pathlib
 import sys
 from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags, ConfigDict
 
 from gpt2_flax.errors import InputError, RunError, unknown_name
 
+_VALUE_NAMES = {int: "an integer", float: "a number", bool: "true or false"}
 
-def run(main: Callable[[], int]) -> None:
-  """Parses the flags, calls main, and exits with what it returns."""
+
+def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> None:
+  """Parses the flags, calls main, and exits with what it returns.
+
+  Args:
+    main: raises InputError for bad input, RunError for a run that cannot go on.
+    default_config: defines a flag --config, this file unless given otherwise.
+  """
+  if default_config:
+    # No default of its own: the flag would load it while it is being defined, before
+    # anyone could catch what is wrong with it.
+    config_flags.DEFINE_config_file(
+      "config", None, f"The experiment, a file; default {default_config.name}."
+    )
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+    if not any(arg.split("=")[0] in ("--config", "-config") for arg in sys.argv):
+      sys.argv.insert(1, f"--config={default_config}")
   logging.set_verbosity(logging.WARNING)
-  app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
+  app.run(lambda _: _guarded(main), argv=sys.argv, flags_parser=_parse_flags)
+
+
+def config_name() -> str:
+  """What --config names, fit for a folder: configs/gpt2.py:small -> gpt2-small."""
+  path = pathlib.Path(flags.FLAGS["config"].config_filename)
+  return path.name.replace(".py", "").replace(":", "-")
 
 
 def _guarded(main: Callable[[], int]) -> int:
   try:
     return main()
   except InputError as error:
-    _fail(error, 2)
+    _fail(str(error), 2)
   except RunError as error:
-    _fail(error, 1)
+    _fail(str(error), 1)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-  print(f"error: {error}", file=sys.stderr, flush=True)
+def _fail(message: str, code: int) -> NoReturn:
+  print(f"error: {message}", file=sys.stderr, flush=True)
   sys.exit(code)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     positional = flags.FLAGS(argv)
-    if len(positional) > 1:
-      raise InputError(f"unexpected argument {positional[1]!r}: only --flags are taken")
-    return positional
-  except InputError as error:
-    _fail(error, 2)
-  except flags.UnrecognizedFlagError as error:
-    known = [name for name in flags.FLAGS if flags.FLAGS[name].module == argv[0]]
-    _fail(unknown_name("flag", f"--{error.flagname}", known or flags.FLAGS), 2)
-  except (flags.Error, KeyError, AttributeError, TypeError, ImportError, OSError) as e:
-    _fail(_config_error(argv, e), 2)
+    if "config" in flags.FLAGS:
+      flags.FLAGS.config.keys()  # a file that could not be loaded says so only now
+  except (flags.Error, LookupError, AttributeError, TypeError, OSError, InputError) as e:
+    # config_flags raises all of these for what is simply a mistyped flag
+    _fail(_explain(argv, e), 2)
+  if len(positional) > 1:
+    _fail(f"unexpected argument {positional[1]!r}: only --flags are taken", 2)
+  return positional
 
 
-def _config_error(argv: Sequence[str], error: Exception) -> Exception:
-  """What is wrong with the --config.key=value flags, said in this project's words."""
-  return error
+def _explain(argv: Sequence[str], error: Exception) -> str:
+  """The first thing that is wrong with the flags, in this project's words."""
+  try:
+    for arg in argv[1:]:
+      name, _, value = arg.lstrip("-").partition("=")
+      if name == "config":
+        config = _load_config(value)
+      elif name.startswith("config."):
+        _check_override(config, name, value)
+      elif name.removeprefix("no") not in flags.FLAGS and name not in flags.FLAGS:
+        ours = flags.FLAGS.get_key_flags_for_module(argv[0])
+        raise unknown_name("flag", f"--{name}", [f"--{flag.name}" for flag in ours])
+  except InputError as explained:
+    return str(explained)
+  return str(error).strip().splitlines()[0]
+
+
+def _load_config(path: str) -> ConfigDict:
+  try:
+    config = flags.FLAGS["config"].parser.parse(path)
+    config.keys()
+    return config
+  except OSError as error:
+    raise InputError(f"--config={path}: no such file") from error
+  except TypeError as error:
+    file, _, argument = path.partition(":")
+    raise InputError(f"--config={path}: {file} takes no {argument!r}") from error
+
+
+def _check_override(config: ConfigDict, name: str, value: str) -> None:
+  """Raises where --config.a.b=value names no key, or not its type."""
+  node, so_far = config, "config"
+  for key in name.split(".")[1:]:
+    if not isinstance(node, ConfigDict):
+      raise InputError(f"--{name}: {so_far} is a value, not a section")
+    if key not in node:
+      raise unknown_name(f"key in {so_far}", key, node)
+    node, so_far = node[key], f"{so_far}.{key}"
+  if isinstance(node, ConfigDict):
+    raise InputError(f"--{name} is a section: set one of {', '.join(node)}")
+  if not value:
+    raise InputError(f"--{name} has no value: write --{name}=VALUE")
+  try:
+    type(node)(value)
+  except ValueError as error:
+    kind = _VALUE_NAMES.get(type(node), f"a {type(node).__name__}")
+    raise InputError(f"{name} is {value!r}: must be {kind}") from error

@@ -1,6 +1,7 @@
 """An experiment's config: from ConfigDict to frozen, checked dataclasses."""
 
 import dataclasses
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -171,7 +172,7 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   fields = {field.name: field for field in dataclasses.fields(cls)}
   for name in values:
     if name not in fields:
-      raise unknown_name(f"key in config.{section}", name, fields)
+      raise unknown_name(f"key in config.{section} ({cls.__name__})", name, fields)
   checked = {}
   for name, field in fields.items():
     if name not in values:
@@ -185,6 +186,8 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
       raise InputError(
         f"{section}.{name} is {value!r}: must be of type {field.type.__name__}"
       )
+    if field.type is float and not math.isfinite(value):
+      raise InputError(f"{section}.{name} is {value}: must be finite")
     checked[name] = value
   return cls(**checked)
 

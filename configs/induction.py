@@ -1,0 +1,24 @@
+"""Random tokens that repeat with a random period: learned in context or not at all.
+
+    python train.py --config=configs/induction.py
+
+Two CPU cores: a minute; val/gap at most 0.02 nats a token. The loss stays flat until
+an induction head forms, then falls at once.
+"""
+
+from configs import toy
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Changes to `toy`."""
+  config = toy.get_config()
+  with config.unlocked():
+    config.data = ConfigDict()
+    config.data.name = "induction"
+    config.data.num_symbols = 32  # different tokens
+    config.data.min_period = 4  # each sequence draws its own period,
+    config.data.max_period = 16  # uniform between these two
+    config.data.seed = 0  # of the sequences drawn
+  config.train.num_steps = 1500
+  return config

@@ -1,0 +1,23 @@
+"""A random Markov chain of order 2: the smallest thing worth attending to.
+
+    python train.py --config=configs/markov.py
+
+Two CPU cores: half a minute; val/gap at most 0.01 nats a token.
+"""
+
+from configs import toy
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Changes to `toy`."""
+  config = toy.get_config()
+  with config.unlocked():
+    config.data = ConfigDict()
+    config.data.name = "markov"
+    config.data.num_symbols = 8  # different tokens, 2 to 26
+    config.data.order = 2  # tokens back that the next one depends on
+    config.data.concentration = 0.3  # small: nearly deterministic; large: uniform
+    config.data.seed = 0  # of the chain, and of the sequences drawn
+  config.model.context_length = 32
+  return config

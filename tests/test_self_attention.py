@@ -1,0 +1,215 @@
+import math
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax.self_attention import KeyValues, SelfAttention, causal_mask
+
+B, T, D, K = 2, 6, 5, 4
+DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
+MASKS = {
+  "none": None,
+  "shared": np.tril(np.ones((1, T, T), bool), k=1),
+  "padding": np.array([[[0, 0, 1, 1, 1, 1]], [[1, 1, 1, 1, 1, 0]]], bool),
+  "documents": DOCUMENTS[:, :, None] == DOCUMENTS[:, None, :],
+}
+
+
+def inputs():
+  return jax.random.normal(jax.random.key(1), (B, T, D))
+
+
+def random_params(module):
+  """Large enough for a softmax far from uniform, and no bias zero."""
+  shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), inputs()))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+
+
+def reference(params, x, mask, causal):
+  """softmax(Q K^T / sqrt(K)) V in float64, for each query and each key in turn."""
+  x = np.asarray(x, np.float64)
+
+  def project(name):
+    p = params["params"][name]
+    return x @ p["kernel"].astype(np.float64) + p["bias"].astype(np.float64)
+
+  query, key, value = project("query"), project("key"), project("value")
+  seen = np.ones((B, T, T), bool) if mask is None else np.broadcast_to(mask, (B, T, T))
+  out = np.zeros((B, T, K))
+  for b in range(B):
+    for t in range(T):
+      keys = [s for s in range(T) if seen[b, t, s] and (s <= t or not causal)]
+      scores = [
+        sum(query[b, t, k] * key[b, s, k] for k in range(K)) / math.sqrt(K)
+        for s in keys
+      ]
+      total = sum(math.exp(score) for score in scores)
+      for s, score in zip(keys, scores, strict=True):
+        out[b, t] += math.exp(score) / total * value[b, s]
+  return out
+
+
+class SelfAttentionTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.product(causal=(True, False), mask=tuple(MASKS))
+  def test_is_the_papers_formula(self, causal, mask):
+    module = SelfAttention(K, causal=causal)
+    params = random_params(module)
+    out = self.variant(module.apply)(params, inputs(), MASKS[mask])
+    chex.assert_shape(out, (B, T, K))
+    chex.assert_trees_all_close(
+      out, reference(params, inputs(), MASKS[mask], causal), atol=2e-5
+    )
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_rows_of_weights_sum_to_one_or_to_zero(self):
+    allowed = np.tril(np.ones((1, T, T), bool)) & MASKS["padding"]
+    scores = 3 * jax.random.normal(jax.random.key(2), (B, T, T))
+    weights = self.variant(
+      lambda *args: SelfAttention(K).apply({}, *args, method="weights")
+    )(scores, allowed)
+    self.assertGreaterEqual(weights.min(), 0)
+    chex.assert_trees_all_equal(np.asarray(weights) > 0, allowed)
+    chex.assert_trees_all_close(
+      weights.sum(-1), allowed.any(-1).astype("f4"), atol=1e-6, rtol=0
+    )
+    self.assertEqual((~allowed.any(-1)).sum(), 2)  # both kinds of row are there
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_scores_of_any_size_are_stable(self):
+    scores = jnp.array([[[1e30, 1e30, -1e30], [1e4, 1e4 + 1, 0.0]]])
+    weights = self.variant(
+      lambda *args: SelfAttention(K).apply({}, *args, method="weights")
+    )(scores, jnp.ones((1, 1, 1), bool))
+    e = 1 / (1 + math.e)
+    chex.assert_trees_all_close(
+      weights, np.array([[[0.5, 0.5, 0], [e, 1 - e, 0]]], "f4"), atol=1e-6
+    )
+
+  def test_a_row_with_nothing_to_attend_to_is_zero_and_teaches_nothing(self):
+    module = SelfAttention(K)
+    params, x = random_params(module), inputs()
+    empty = 3
+    mask = jnp.ones((1, T, T), bool).at[:, empty].set(False)
+    others = (np.arange(T) != empty).astype("f4")[None, :, None]
+    target = jax.random.normal(jax.random.key(3), (B, T, K))
+
+    def loss(params, x, mask, counted):
+      return jnp.sum(counted * target * module.apply(params, x, mask))
+
+    out = module.apply(params, x, mask)
+    chex.assert_trees_all_equal(out[:, empty], jnp.zeros((B, K)))
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    masked = gradient(params, x, mask, jnp.ones((1, 1, 1)))
+    chex.assert_tree_all_finite(masked)
+    chex.assert_trees_all_close(
+      masked, gradient(params, x, None, others), atol=1e-4, rtol=1e-4
+    )
+
+    nothing = gradient(params, x, jnp.zeros((1, 1, T), bool), jnp.ones((1, 1, 1)))
+    chex.assert_trees_all_equal(nothing, jax.tree.map(jnp.zeros_like, nothing))
+
+  @parameterized.product(causal=(True, False), position=(0, T // 2, T - 1))
+  def test_causality_by_gradient(self, causal, position):
+    module = SelfAttention(K, causal=causal)
+    params = random_params(module)
+    gradient = jax.grad(lambda x: jnp.sum(module.apply(params, x)[:, position]))
+    reached = np.abs(gradient(inputs())).max(axis=(0, 2)) > 0
+    chex.assert_trees_all_equal(reached, (np.arange(T) <= position) | (not causal))
+
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(((0,),), ((0, 3),), ((0, 1, 4),), (tuple(range(T)),))
+  def test_pieces_through_the_cache_equal_the_whole(self, starts):
+    module = SelfAttention(K)
+    params, x = random_params(module), inputs()
+    num_slots = T + 2
+    mask = np.pad(MASKS["padding"], ((0, 0), (0, 0), (0, 2)), constant_values=True)
+    apply = self.variant(module.apply)
+    cache = KeyValues(jnp.zeros((B, num_slots, K)), jnp.zeros((B, num_slots, K)))
+    pieces = []
+    for start, end in zip(starts, (*starts[1:], T), strict=True):
+      piece, cache = apply(params, x[:, start:end], mask, cache, start)
+      pieces.append(piece)
+    chex.assert_trees_all_close(
+      jnp.concatenate(pieces, axis=1),
+      module.apply(params, x, MASKS["padding"]),
+      atol=1e-5,
+    )
+    _, key, value = module.apply(params, x, method="project")
+    chex.assert_trees_all_close(
+      cache,
+      KeyValues(*(np.pad(a, ((0, 0), (0, 2), (0, 0))) for a in (key, value))),
+      atol=1e-5,
+    )
+
+  def test_start_means_nothing_without_a_cache(self):
+    module = SelfAttention(K)
+    params, x = random_params(module), inputs()
+    chex.assert_trees_all_equal(
+      module.apply(params, x, start=2), module.apply(params, x)
+    )
+
+  @parameterized.parameters((3, 3, 0), (2, 6, 3), (1, 4, 0), (4, 4, 2))
+  def test_causal_mask(self, num_queries, num_keys, start):
+    expected = [[s <= start + t for s in range(num_keys)] for t in range(num_queries)]
+    chex.assert_trees_all_equal(
+      causal_mask(num_queries, num_keys, start), jnp.array([expected])
+    )
+
+  def test_softmax_is_in_float32_for_bfloat16_too(self):
+    module = SelfAttention(K, dtype=jnp.bfloat16)
+    params = random_params(module)
+    out, state = module.apply(
+      params,
+      inputs(),
+      capture_intermediates=lambda _, method: method in ("scores", "weights"),
+      mutable=["intermediates"],
+    )
+    chex.assert_type(out, jnp.bfloat16)
+    (scores,), (weights,) = (
+      state["intermediates"][name] for name in ("scores", "weights")
+    )
+    chex.assert_type([scores, weights], jnp.float32)
+    chex.assert_trees_all_close(weights.sum(-1), np.ones((B, T), "f4"), atol=1e-6)
+    query, key, _ = module.apply(params, inputs(), method="project")
+    chex.assert_type([query, key], jnp.bfloat16)
+    # Exact up to float32's rounding: bfloat16's would be seen at 1e-2.
+    query, key = (np.asarray(a, np.float64) for a in (query, key))
+    products = np.einsum("btk,bsk->bts", query, key) / math.sqrt(K)
+    chex.assert_trees_all_close(scores, products, atol=1e-5)
+    chex.assert_trees_all_close(
+      out.astype(jnp.float32), reference(params, inputs(), None, True), atol=0.1
+    )
+
+  def test_without_mask_it_is_permutation_equivariant(self):
+    module = SelfAttention(K, causal=False)
+    params, x = random_params(module), inputs()
+    order = np.array([3, 0, 5, 1, 4, 2])
+    chex.assert_trees_all_close(
+      module.apply(params, x[:, order]), module.apply(params, x)[:, order], atol=1e-5
+    )
+
+  def test_dropout_needs_an_rng_and_keeps_the_mean(self):
+    module = SelfAttention(K, dropout_rate=0.25)
+    params, x = random_params(module), inputs()
+    quiet = SelfAttention(K).apply(params, x)
+    chex.assert_trees_all_equal(module.apply(params, x), quiet)
+    draw = jax.jit(
+      jax.vmap(lambda key: module.apply(params, x, rngs={"dropout": key}))
+    )
+    draws = draw(jax.random.split(jax.random.key(4), 4000))
+    self.assertGreater(jnp.abs(draws[0] - draws[1]).max(), 0.1)
+    chex.assert_trees_all_close(draws.mean(0), quiet, atol=0.1)
+
+  def test_dropout_of_rate_zero_is_none(self):
+    module = SelfAttention(K)
+    params, x = random_params(module), inputs()
+    chex.assert_trees_all_equal(
+      module.apply(params, x, rngs={"dropout": jax.random.key(4)}),
+      module.apply(params, x),
+    )
