@@ -6,9 +6,9 @@ Sizes: small (124 M parameters), medium (355 M), large (774 M), xl (1.6 B). Made
 accelerators: a step is half a million tokens.
 """
 
-from configs import text
 from ml_collections import ConfigDict
 
+from configs import text
 from gpt2_flax.transformer import GPT2Config
 
 

@@ -5,8 +5,9 @@
 Two CPU cores: half a minute; val/gap at most 0.01 nats a token.
 """
 
-from configs import toy
 from ml_collections import ConfigDict
+
+from configs import toy
 
 
 def get_config() -> ConfigDict:

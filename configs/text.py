@@ -7,8 +7,9 @@ Shakespeare reaches a validation loss of about 1.7 nats a character in five minu
 two CPU cores.
 """
 
-from configs import toy
 from ml_collections import ConfigDict
+
+from configs import toy
 
 
 def get_config() -> ConfigDict:

@@ -31,10 +31,23 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
       "config", None, f"The experiment, a file; default {default_config.name}."
     )
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
-    if not any(arg.split("=")[0] in ("--config", "-config") for arg in sys.argv):
-      sys.argv.insert(1, f"--config={default_config}")
+    sys.argv[1:] = _config_first(sys.argv[1:], default_config)
   logging.set_verbosity(logging.WARNING)
   app.run(lambda _: _guarded(main), argv=sys.argv, flags_parser=_parse_flags)
+
+
+def _config_first(args: list[str], default: pathlib.Path) -> list[str]:
+  """--config=FILE before the --config.key=value that change it, in any order given."""
+  path = "" if args[-1:] in (["--config"], ["-config"]) else str(default)
+  rest = []
+  for i, arg in enumerate(args):
+    if arg.startswith(("--config=", "-config=")):
+      path = arg.partition("=")[2]
+    elif i > 0 and args[i - 1] in ("--config", "-config"):
+      path = arg
+    elif arg not in ("--config", "-config"):
+      rest.append(arg)
+  return [f"--config={path}", *rest]
 
 
 def config_name() -> str:
@@ -62,7 +75,14 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS:
       flags.FLAGS.config.keys()  # a file that could not be loaded says so only now
-  except (flags.Error, LookupError, AttributeError, TypeError, OSError, InputError) as e:
+  except (
+    flags.Error,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OSError,
+    InputError,
+  ) as e:
     # config_flags raises all of these for what is simply a mistyped flag
     _fail(_explain(argv, e), 2)
   if len(positional) > 1:
@@ -97,6 +117,9 @@ def _load_config(path: str) -> ConfigDict:
   except TypeError as error:
     file, _, argument = path.partition(":")
     raise InputError(f"--config={path}: {file} takes no {argument!r}") from error
+  except ValueError as error:
+    # raised anew by the parser, with the file's own error as context
+    raise InputError(f"--config={path}: {error.__context__ or error}") from error
 
 
 def _check_override(config: ConfigDict, name: str, value: str) -> None:

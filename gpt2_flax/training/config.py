@@ -21,7 +21,7 @@ class OptimizerConfig:
     name: one of OPTIMIZERS.
     learning_rate: the peak, reached after warmup_steps, from 0.
     warmup_steps: linear; after that a cosine falls to 0 at the last step.
-    weight_decay: decoupled, on matrices only.
+    weight_decay: decoupled, on kernels and embeddings only (muon: on kernels).
     beta1, beta2: decay of the first and second moments' averages.
     max_grad_norm: gradients with a larger global norm are scaled down to it.
   """

@@ -201,11 +201,12 @@ class _Meter:
     if pending is None:
       return
     step, metrics = pending[0], jax.device_get(pending[1])
-    loss = float(metrics["train/loss"])
-    if not math.isfinite(loss):
+    loss, grad_norm = float(metrics["train/loss"]), float(metrics["train/grad_norm"])
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
       kept = f"step {self.kept}" if self.kept else "none yet"
       raise RunError(
-        f"the loss is {loss} at step {step}: stopped; last good checkpoint: {kept}"
+        f"the loss is {loss} and its gradient's norm {grad_norm} at step {step}:"
+        f" stopped before they reach the parameters; last good checkpoint: {kept}"
       )
     self._shown |= {"loss": f"{loss:.4f}"}
     if step % self._config.train.log_every_steps == 0:

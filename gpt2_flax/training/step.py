@@ -128,17 +128,21 @@ def make_train_step(
     rng = jax.random.fold_in(state.rng, state.step)
     total, count, grads = accumulated(state.params, batch, rng)
     grads = jax.tree.map(lambda g: g / count, grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = {
-      "train/loss": total / count,
-      "train/grad_norm": optax.global_norm(grads),
-      "train/learning_rate": schedule(state.step),
-    }
-    state = state.replace(
+    after = state.replace(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       opt_state=opt_state,
     )
+    metrics = {
+      "train/loss": total / count,
+      "train/grad_norm": grad_norm,
+      "train/learning_rate": schedule(state.step),
+    }
+    # One bad batch must not spoil the parameters: the state stays as it was.
+    finite = jnp.isfinite(metrics["train/loss"]) & jnp.isfinite(grad_norm)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     return state, metrics
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)

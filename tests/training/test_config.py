@@ -1,0 +1,119 @@
+"""Configs: every shipped one is valid, and every wrong key is named."""
+
+import dataclasses
+
+from absl.testing import parameterized
+import chex
+
+from configs import gpt2, induction, markov, toy
+from gpt2_flax.errors import InputError
+from gpt2_flax.training import config as config_lib
+from gpt2_flax.transformer import PUBLISHED_SIZES
+
+
+class ParseTest(chex.TestCase):
+  @parameterized.parameters(toy, markov, induction)
+  def test_shipped_configs_parse(self, module):
+    experiment, dataset = config_lib.parse(module.get_config())
+    self.assertEqual(experiment.model.vocab_size, dataset.tokenizer.vocab_size)
+    self.assertEqual(dataset.context_length, experiment.model.context_length)
+
+  @parameterized.parameters(*PUBLISHED_SIZES)
+  def test_gpt2_configs_are_the_published_models(self, size):
+    config = gpt2.get_config(size)
+    config.data.path = __file__
+    config.data.validation_fraction = 0.3
+    config.model.context_length = 64  # this file is short
+    experiment, _ = config_lib.parse(config)
+    for name, value in PUBLISHED_SIZES[size].items():
+      self.assertEqual(getattr(experiment.model, name), value)
+    self.assertEqual(experiment.model.vocab_size, 50_257)
+    self.assertEqual(experiment.model.positional_encoding, "learned")
+
+  @parameterized.parameters(
+    ("train", "num_steps", 0, "train.num_steps is 0: must be at least 1"),
+    ("train", "num_steps", 2.5, "train.num_steps is 2.5: must be of type int"),
+    ("train", "num_steps", True, "train.num_steps is True: must be of type int"),
+    ("train", "accumulation_steps", 5, "must be divisible by train.accumulation_steps"),
+    ("train", "seed", -1, "train.seed is -1: must be 0 or more"),
+    ("eval", "every_steps", 0, "eval.every_steps is 0"),
+    ("checkpoint", "keep", 1, "checkpoint.keep is 1: must be at least 2"),
+    (
+      "optimizer",
+      "name",
+      "adam",
+      "unknown optimizer.name 'adam': did you mean 'adamw'",
+    ),
+    (
+      "optimizer",
+      "learning_rate",
+      0.0,
+      "optimizer.learning_rate is 0.0: must be above",
+    ),
+    ("optimizer", "learning_rate", float("nan"), "must be finite"),
+    ("optimizer", "beta2", 1.0, "optimizer.beta2 is 1.0: must be in"),
+    ("mesh", "fsdp", 0, "mesh.fsdp is 0: must be at least 1"),
+    ("mesh", "data", -2, "mesh.data is -2"),
+    ("model", "vocab_size", 3, "model.vocab_size is 3: must be 0"),
+    ("model", "embed_dim", 63, "model.embed_dim is 63: must be divisible"),
+    ("model", "positional_encoding", "sinus", "did you mean 'sinusoidal'"),
+    ("model", "embed_dims", 64, "'embed_dims': did you mean 'embed_dim'"),
+    ("data", "name", "grammer", "unknown data.name 'grammer': did you mean 'grammar'"),
+    ("data", "order", 2, "unknown key in config.data (GrammarConfig) 'order'"),
+  )
+  def test_names_what_is_wrong(self, section, key, value, message):
+    config = toy.get_config().unlock()
+    config[section] = {**config[section].to_dict(), key: value}
+    with self.assertRaises(InputError) as raised:
+      config_lib.parse(config)
+    self.assertIn(message, str(raised.exception))
+
+  def test_missing_and_unknown_sections(self):
+    config = toy.get_config().unlock()
+    del config["mesh"]
+    with self.assertRaisesRegex(InputError, "config.mesh is missing"):
+      config_lib.parse(config)
+    config["mehs"] = {}
+    with self.assertRaisesRegex(InputError, "'mehs': did you mean 'mesh'"):
+      config_lib.parse(config)
+
+  def test_a_missing_key_is_named(self):
+    config = toy.get_config().unlock()
+    del config.train["seed"]
+    with self.assertRaisesRegex(InputError, "train.seed is missing"):
+      config_lib.parse(config)
+
+  def test_an_integer_will_do_for_a_number(self):
+    config = toy.get_config().unlock()
+    config.optimizer = {**config.optimizer.to_dict(), "weight_decay": 0}
+    experiment, _ = config_lib.parse(config)
+    self.assertIs(type(experiment.optimizer.weight_decay), float)
+
+  def test_a_larger_vocabulary_than_the_datas_is_kept(self):
+    config = toy.get_config()
+    config.model.vocab_size = 128
+    experiment, dataset = config_lib.parse(config)
+    self.assertEqual(experiment.model.vocab_size, 128)
+    self.assertLess(dataset.tokenizer.vocab_size, 128)
+
+
+class DifferencesTest(chex.TestCase):
+  def test_names_each_key_that_would_change_the_numbers(self):
+    before, now = toy.get_config().to_dict(), markov.get_config().to_dict()
+    now["optimizer"]["learning_rate"] = 0.5
+    changed = config_lib.differences(before, now)
+    self.assertIn("config.optimizer.learning_rate was 0.02, is now 0.5", changed)
+    self.assertIn("config.data.order was None, is now 2", changed)
+    self.assertIn("config.data.name was 'grammar', is now 'markov'", changed)
+
+  def test_a_run_may_go_on_for_longer(self):
+    before, now = toy.get_config().to_dict(), toy.get_config().to_dict()
+    now["train"]["num_steps"] += 1
+    now["eval"]["every_steps"] += 1
+    now["mesh"]["fsdp"] = 2
+    self.assertEqual(config_lib.differences(before, now), [])
+
+  def test_every_field_is_described(self):
+    for cls in (*config_lib.SECTIONS.values(), *config_lib.datasets.CONFIGS.values()):
+      for field in dataclasses.fields(cls):
+        self.assertIn(field.name, cls.__doc__)

@@ -1,0 +1,69 @@
+"""Devices: who holds which part of which array."""
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import optax
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.training import mesh as mesh_lib
+from gpt2_flax.training.config import MeshConfig, TrainConfig
+from gpt2_flax.training.step import abstract_state
+from gpt2_flax.transformer import GPT2, GPT2Config
+
+
+def train_config(batch_size: int = 8, accumulation_steps: int = 1) -> TrainConfig:
+  return TrainConfig(
+    num_steps=1,
+    batch_size=batch_size,
+    accumulation_steps=accumulation_steps,
+    seed=0,
+    log_every_steps=1,
+  )
+
+
+class MeshTest(chex.TestCase):
+  def test_takes_all_devices_that_are_left(self):
+    mesh = mesh_lib.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1), train_config())
+    self.assertEqual(mesh.size, jax.device_count())
+    self.assertEqual(mesh.axis_names, ("data", "fsdp", "tensor"))
+
+  @parameterized.parameters((2, 1, 1), (1, 3, 1), (-1, 1, 2))
+  def test_refuses_another_number_of_devices(self, *sizes):
+    config = MeshConfig(*sizes)
+    with self.assertRaisesRegex(InputError, "number of devices, which is 1"):
+      mesh_lib.make_mesh(config, train_config())
+
+  def test_each_array_is_split_as_its_names_say(self):
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    model = GPT2(
+      GPT2Config(vocab_size=8, context_length=4, num_layers=1, num_heads=2, embed_dim=8)
+    )
+    state = abstract_state(model, optax.adamw(0.1), mesh)
+    block = state.params["params"]["blocks_0"]
+    expected = {
+      ("attention", "heads", "query", "kernel"): P("tensor", "fsdp", None),
+      ("attention", "heads", "query", "bias"): P("tensor", None),
+      ("attention", "output", "kernel"): P("tensor", "fsdp"),
+      ("feed_forward", "expand", "kernel"): P("fsdp", "tensor"),
+      ("feed_forward", "contract", "kernel"): P("tensor", "fsdp"),
+      ("attention_norm", "scale"): P("fsdp"),
+    }
+    for path, spec in expected.items():
+      leaf = block
+      for key in path:
+        leaf = leaf[key]
+      self.assertEqual(leaf.sharding.spec, spec, path)
+    token_embedding = state.params["params"]["token_embedding"]["embedding"]
+    self.assertEqual(token_embedding.sharding.spec, P("tensor", "fsdp"))
+    self.assertEqual(state.step.sharding.spec, P())
+    # the optimizer's moments lie where their parameters lie
+    moments = state.opt_state[0].mu
+    chex.assert_trees_all_equal(
+      jax.tree.map(lambda leaf: str(leaf.sharding), moments),
+      jax.tree.map(lambda leaf: str(leaf.sharding), state.params),
+    )
+    self.assertEqual(state.rng.dtype, jax.random.key(0).dtype)
+    self.assertEqual(state.step.dtype, jnp.int32)

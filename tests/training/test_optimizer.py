@@ -1,0 +1,98 @@
+"""The optimizers: what is decayed, what is orthogonalised, and when."""
+
+import dataclasses
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax.training import optimizer as optimizer_lib
+from gpt2_flax.training.config import OptimizerConfig, OPTIMIZERS
+from gpt2_flax.transformer import GPT2, GPT2Config
+
+CONFIG = OptimizerConfig(
+  name="adamw",
+  learning_rate=0.1,
+  warmup_steps=10,
+  weight_decay=0.5,
+  beta1=0.9,
+  beta2=0.99,
+  max_grad_norm=1.0,
+)
+MODEL = GPT2(
+  GPT2Config(
+    vocab_size=11,
+    context_length=8,
+    num_layers=2,
+    num_heads=2,
+    embed_dim=8,
+    positional_encoding="learned",
+  )
+)
+
+
+def init():
+  return MODEL.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+
+
+class OptimizerTest(chex.TestCase):
+  def test_schedule_rises_then_falls_to_zero(self):
+    schedule = optimizer_lib.learning_rate_schedule(CONFIG, 110)
+    values = np.array([schedule(step) for step in range(111)])
+    np.testing.assert_allclose(values[:11], np.linspace(0, 0.1, 11), rtol=1e-6)
+    cosine = 0.05 * (1 + np.cos(np.pi * np.arange(101) / 100))
+    np.testing.assert_allclose(values[10:], cosine, atol=1e-8)
+
+  @parameterized.named_parameters(("boxed", init), ("plain", lambda: unboxed()))
+  def test_decay_reaches_every_matrix_and_nothing_else(self, make):
+    params = make()
+    mask = jax.tree_util.tree_leaves_with_path(optimizer_lib.is_matrix(params))
+    for path, decayed in mask:
+      name = jax.tree_util.keystr(path)
+      self.assertEqual(decayed, "kernel" in name or "embedding" in name, name)
+    self.assertEqual(sum(decayed for _, decayed in mask), 2 + 2 * 6)
+
+  @parameterized.parameters(*OPTIMIZERS)
+  def test_zero_gradients_only_decay_matrices(self, name):
+    params = jax.tree.map(jnp.ones_like, unboxed())
+    config = dataclasses.replace(CONFIG, name=name)
+    rule = optimizer_lib.make_optimizer(config, lambda step: 0.1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = rule.update(zeros, rule.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+      path = jax.tree_util.keystr(path)
+      decayed = "kernel" in path or ("embedding" in path and name != "muon")
+      expected = -0.1 * 0.5 if decayed else 0.0
+      np.testing.assert_allclose(update, expected, atol=1e-7, err_msg=path)
+
+  def test_adamw_first_step_from_the_formula(self):
+    params, key = unboxed(), jax.random.key(1)
+    grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+    rule = optimizer_lib.make_optimizer(CONFIG, lambda step: 0.1)
+    updates, _ = rule.update(grads, rule.init(params), params)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+    kernel = params["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
+    grad = grads["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"] / norm
+    # the first moments, freed from their bias, are the gradient and its square
+    expected = -0.1 * (grad / (np.abs(grad) + 1e-8) + 0.5 * kernel)
+    found = updates["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+  def test_muon_orthogonalises_each_head_by_itself(self):
+    params, key = unboxed(), jax.random.key(1)
+    grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+    config = dataclasses.replace(CONFIG, name="muon", weight_decay=0.0)
+    rule = optimizer_lib.make_optimizer(config, lambda step: 1.0)
+    updates, _ = rule.update(grads, rule.init(params), params)
+    heads = updates["params"]["blocks_0"]["attention"]["heads"]["query"]["kernel"]
+    for head in heads:  # Newton-Schulz brings singular values near 1, not to it
+      singular = np.linalg.svd(head, compute_uv=False)
+      self.assertGreater(singular.min(), 0.5)
+      self.assertLess(singular.max(), 1.3)
+
+
+def unboxed():
+  return nn.meta.unbox(init())

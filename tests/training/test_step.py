@@ -1,0 +1,142 @@
+"""The training step: its loss, its accumulation, its care for bad batches."""
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gpt2_flax.training.config import MeshConfig, TrainConfig
+from gpt2_flax.training.mesh import make_mesh
+from gpt2_flax.training.step import (
+  abstract_state,
+  init_state,
+  make_eval_step,
+  make_train_step,
+  summed_loss,
+)
+from gpt2_flax.transformer import GPT2, GPT2Config
+
+MODEL = GPT2(
+  GPT2Config(vocab_size=11, context_length=6, num_layers=1, num_heads=2, embed_dim=8)
+)
+DROPOUT = GPT2(
+  GPT2Config(
+    vocab_size=11,
+    context_length=6,
+    num_layers=1,
+    num_heads=2,
+    embed_dim=8,
+    dropout_rate=0.5,
+  )
+)
+
+
+def batch(seed: int, rows: int = 8) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(seed)
+  targets = rng.integers(0, 11, (rows, 6)).astype(np.int32)
+  targets[rng.random(targets.shape) < 0.3] = -1  # rows count unequally
+  inputs = rng.integers(0, 11, (rows, 6)).astype(np.int32)
+  return {"inputs": inputs, "targets": targets}
+
+
+def setup(model: GPT2, accumulation_steps: int = 1, rate: float = 0.1):
+  train = TrainConfig(
+    num_steps=10,
+    batch_size=8,
+    accumulation_steps=accumulation_steps,
+    seed=0,
+    log_every_steps=1,
+  )
+  mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1), train)
+  optimizer = optax.sgd(rate)
+  abstract = abstract_state(model, optimizer, mesh)
+  state = init_state(model, optimizer, 0, abstract)
+  step = make_train_step(model, optimizer, lambda _: rate, abstract, accumulation_steps)
+  return state, step, abstract
+
+
+class StepTest(chex.TestCase):
+  def test_the_state_is_as_abstract_says(self):
+    state, _, abstract = setup(MODEL)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_loss_is_the_sum_over_targets_that_count(self):
+    state, _, _ = setup(MODEL)
+    examples = batch(0)
+    total, count = self.variant(summed_loss, static_argnums=0)(
+      MODEL, state.params, examples
+    )
+    logits = np.asarray(MODEL.apply(state.params, examples["inputs"]), np.float64)
+    expected, number = 0.0, 0
+    for row_logits, row_targets in zip(logits, examples["targets"], strict=True):
+      for scores, target in zip(row_logits, row_targets, strict=True):
+        if target >= 0:
+          expected -= scores[target] - np.log(np.exp(scores).sum())
+          number += 1
+    self.assertEqual(count, number)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+  @parameterized.parameters(2, 4, 8)
+  def test_accumulation_equals_the_big_batch(self, pieces):
+    whole, whole_step, _ = setup(MODEL)
+    pieced, pieced_step, _ = setup(MODEL, pieces)
+    for seed in range(3):
+      whole, expected = whole_step(whole, batch(seed))
+      pieced, found = pieced_step(pieced, batch(seed))
+      chex.assert_trees_all_close(found, expected, rtol=1e-5)
+    chex.assert_trees_all_close(pieced.params, whole.params, atol=1e-6)
+
+  def test_dropout_differs_from_step_to_step_and_is_repeatable(self):
+    def losses(rate: float):
+      state, step, _ = setup(DROPOUT, rate=rate)
+      found = []
+      for _ in range(3):
+        state, metrics = step(state, batch(0))
+        found.append(float(metrics["train/loss"]))
+      return found
+
+    still = losses(rate=0.0)  # the parameters stay, only dropout differs
+    self.assertLen(set(still), 3)
+    self.assertEqual(losses(rate=0.0), still)
+
+  @parameterized.parameters("all masked", "nan")
+  def test_a_bad_batch_leaves_the_state_as_it_was(self, kind):
+    state, step, _ = setup(MODEL)
+    bad = batch(0)
+    if kind == "all masked":
+      bad["targets"][:] = -1
+    else:
+      params = jax.tree.map(jnp.array, state.params)
+      norm = params["params"]["final_norm"]
+      norm["scale"] = norm["scale"].at[0].set(jnp.nan)
+      state = state.replace(params=params)
+    before = jax.device_get(state.params), int(state.step)
+    state, metrics = step(state, bad)
+    self.assertFalse(np.isfinite(metrics["train/loss"]))
+    np.testing.assert_equal((jax.device_get(state.params), int(state.step)), before)
+
+  def test_moves_nothing_between_host_and_device_by_itself(self):
+    state, step, _ = setup(MODEL)
+    on_device = jax.device_put(batch(0))
+    with jax.transfer_guard("disallow"):
+      state, _ = step(state, on_device)
+      with self.assertRaisesRegex(Exception, "Disallowed host-to-device"):
+        step(state, batch(0))  # so the guard does see what is not moved by name
+
+  def test_evaluation_has_no_dropout(self):
+    state, _, _ = setup(DROPOUT)
+    evaluate = make_eval_step(DROPOUT)
+    chex.assert_trees_all_equal(
+      evaluate(state.params, batch(0)), evaluate(state.params, batch(0))
+    )
+
+  def test_one_batch_can_be_learned_by_heart(self):
+    state, step, _ = setup(MODEL, rate=1.0)
+    inputs = np.tile(np.arange(6, dtype=np.int32), (8, 1))
+    examples = {"inputs": inputs, "targets": (inputs * 3 + 1) % 11}
+    for _ in range(300):
+      state, metrics = step(state, examples)
+    self.assertLess(metrics["train/loss"], 0.02)
