@@ -14,6 +14,15 @@ from ml_collections import config_flags, ConfigDict
 
 from gpt2_flax.errors import InputError, RunError, unknown_name
 
+# config_flags raises all of these for what is simply a mistyped flag
+_FLAG_ERRORS = (
+  flags.Error,
+  LookupError,
+  AttributeError,
+  TypeError,
+  ValueError,
+  OSError,
+)
 _VALUE_NAMES = {int: "an integer", float: "a number", bool: "true or false"}
 
 

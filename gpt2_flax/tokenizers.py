@@ -51,6 +51,9 @@ class WordTokenizer(Tokenizer):
     self._ids = {word: i for i, word in enumerate(self.words, start=1)}
     if len(self._ids) != len(self.words):
       raise InputError("words: each may be there only once")
+    for word in self.words:
+      if word.split() != [word]:
+        raise InputError(f"word {word!r}: must have letters and no white space")
 
   def encode(self, text: str) -> list[int]:
     for word in text.split():
@@ -102,6 +105,10 @@ class ByteTokenizer(Tokenizer):
 
   def decode(self, ids: Sequence[int]) -> str:
     return bytes(ids).decode("utf-8", errors="replace")
+
+  def token(self, token_id: int) -> str:
+    """A part of a character, which is no text, by its number."""
+    return chr(token_id) if token_id < 128 else f"0x{token_id:02x}"
 
   def state(self) -> dict:
     return {}

@@ -192,7 +192,8 @@ class InterruptedTest(TrainTest):
 
   def test_a_second_signal_ends_it_at_once(self):
     with start(*TINY, f"--workdir={self.workdir}") as process:
-      while not self.workdir.exists():  # compiling comes next, and takes a while
+      # compiling comes next, during which nobody listens
+      while not self.workdir.exists():
         time.sleep(0.002)
       process.send_signal(signal.SIGTERM)
       time.sleep(0.1)

@@ -68,6 +68,12 @@ class ToyLanguage(Dataset):
   def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray: ...
 
 
+def require_seed(seed: int) -> None:
+  """The toy languages' common condition on their config."""
+  if seed < 0:
+    raise InputError(f"data.seed is {seed}: must be 0 or more")
+
+
 def require_start_token(tokens: np.ndarray, start_id: int) -> None:
   """The oracles' common condition on their input."""
   if len(tokens) == 0 or tokens[0] != start_id:

@@ -1,6 +1,6 @@
 """A small English of whole words, written by a probabilistic grammar.
 
-    the cats near the dog that the boy feeds sleep . they like themselves .
+    the cats that the dog near the boy sees sleep . they like themselves .
 
 Subject and verb agree across prepositional phrases and nested relative clauses;
 pronouns agree with the subject of the sentence before, reflexives and possessives
@@ -17,7 +17,7 @@ import functools
 
 import numpy as np
 
-from gpt2_flax.datasets.dataset import require_start_token, ToyLanguage
+from gpt2_flax.datasets.dataset import require_seed, require_start_token, ToyLanguage
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import WordTokenizer
 
@@ -231,6 +231,9 @@ class GrammarConfig:
 
   seed: int = 0
 
+  def __post_init__(self):
+    require_seed(self.seed)
+
   def make(self, context_length: int) -> "Grammar":
     return Grammar(self, context_length)
 
@@ -274,5 +277,5 @@ class Grammar(ToyLanguage):
       tokens = np.array([self.tokenizer.start_id, *self.tokenizer.encode(text)])
     except InputError:
       return False
-    rows = self.next_token_probabilities(tokens[:-1])
-    return bool((rows[np.arange(len(rows)), tokens[1:]] > 0).all())
+    # rows stay zero from the first impossible word on
+    return bool(self.next_token_probabilities(tokens)[-1].any())

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from gpt2_flax.datasets.dataset import require_start_token, ToyLanguage
+from gpt2_flax.datasets.dataset import require_seed, require_start_token, ToyLanguage
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import WordTokenizer
 
@@ -34,6 +34,7 @@ class InductionConfig:
   def __post_init__(self):
     if self.num_symbols < 2:
       raise InputError(f"data.num_symbols is {self.num_symbols}: must be at least 2")
+    require_seed(self.seed)
     if not 1 <= self.min_period <= self.max_period:
       raise InputError(
         f"data.min_period is {self.min_period}: must be 1 to data.max_period, which"
@@ -79,8 +80,8 @@ class Induction(ToyLanguage):
       if not repeats.any():
         break  # not of this language: no distribution from here on
       known = np.minimum(n, self.periods)
-      log_weights = -(known - known.min()) * np.log(self.num_symbols)
-      posterior = np.where(repeats, np.exp(log_weights), 0.0)
+      log_weights = (known[repeats].min() - known) * np.log(self.num_symbols)
+      posterior = np.exp(np.where(repeats, log_weights, -np.inf))
       posterior /= posterior.sum()
       fresh = self.periods > n
       rows[n, 1:] = posterior[fresh].sum() / self.num_symbols

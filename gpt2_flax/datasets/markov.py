@@ -1,11 +1,12 @@
 """A random Markov chain: the next token depends on the last `order` tokens only."""
 
+import bisect
 import dataclasses
 import string
 
 import numpy as np
 
-from gpt2_flax.datasets.dataset import require_start_token, ToyLanguage
+from gpt2_flax.datasets.dataset import require_seed, require_start_token, ToyLanguage
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import WordTokenizer
 
@@ -37,7 +38,8 @@ class MarkovConfig:
         f"data.order is {self.order}: must be at least 1, and num_symbols ** order"
         f" at most {MAX_CONTEXTS}"
       )
-    if self.concentration <= 0:
+    require_seed(self.seed)
+    if not self.concentration > 0:
       raise InputError(f"data.concentration is {self.concentration}: must be above 0")
 
   def make(self, context_length: int) -> "Markov":
@@ -66,6 +68,8 @@ class Markov(ToyLanguage):
     self.transitions = np.maximum(self.transitions, 1e-9)  # so that the chain mixes
     self.transitions /= self.transitions.sum(-1, keepdims=True)
     self.stationary = self._stationary()
+    self._rows = [self._rows_after(seen) for seen in range(config.order + 1)]
+    self._cumulative = [np.cumsum(rows, axis=-1).tolist() for rows in self._rows]
 
   def _stationary(self) -> np.ndarray:
     """Solves pi = pi P, sum(pi) = 1 over contexts."""
@@ -89,24 +93,35 @@ class Markov(ToyLanguage):
     rows = self.transitions
     return float(-(self.stationary[..., None] * rows * np.log(rows)).sum())
 
-  def _next(self, context: tuple[int, ...]) -> np.ndarray:
-    """P(next | the symbols so far), of which the last `order` matter: [S]."""
-    if len(context) >= self.order:
-      return self.transitions[context[-self.order :]]
-    beginning = self.stationary[context]  # sums out the symbols not drawn yet
-    counts = beginning.reshape(beginning.shape[0], -1).sum(-1)
-    return counts / counts.sum()
+  def _rows_after(self, seen: int) -> np.ndarray:
+    """P(next | the first `seen` symbols), [S^seen, S]; contexts count in base S."""
+    size = self.transitions.shape[-1]
+    if seen == self.order:
+      return self.transitions.reshape(-1, size)
+    # sums out the symbols not drawn yet
+    joint = self.stationary.reshape(size ** (seen + 1), -1).sum(-1).reshape(-1, size)
+    return joint / np.maximum(joint.sum(-1, keepdims=True), np.finfo(float).tiny)
 
   def sample(self, rng: np.random.Generator, length: int) -> np.ndarray:
-    symbols: tuple[int, ...] = ()
-    for draw in rng.random(length - 1):
-      cumulative = np.cumsum(self._next(symbols[-self.order :]))
-      symbol = int(np.searchsorted(cumulative / cumulative[-1], draw, side="right"))
-      symbols += (symbol,)
-    return np.array((self.tokenizer.start_id, *(s + 1 for s in symbols)), np.int32)
+    size = self.transitions.shape[-1]
+    context, tokens = 0, [self.tokenizer.start_id]
+    for i, draw in enumerate(rng.random(length - 1).tolist()):
+      cumulative = self._cumulative[min(i, self.order)][context]
+      symbol = bisect.bisect_right(cumulative, draw * cumulative[-1])
+      tokens.append(symbol + 1)
+      context = (context * size + symbol) % size**self.order
+    return np.array(tokens, np.int32)
 
   def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray:
+    """See `Dataset`; after a start token in the middle, all rows are zero."""
     require_start_token(tokens, self.tokenizer.start_id)
-    symbols = tuple(int(token) - 1 for token in tokens[1:])
-    rows = [self._next(symbols[:i]) for i in range(len(tokens))]
-    return np.pad(np.stack(rows), [(0, 0), (1, 0)])  # the start token never returns
+    size = self.transitions.shape[-1]
+    rows = np.zeros((len(tokens), size + 1))  # the start token never returns
+    context = 0
+    for i in range(len(tokens)):
+      if i > 0:
+        if tokens[i] == self.tokenizer.start_id:
+          break
+        context = (context * size + int(tokens[i]) - 1) % size**self.order
+      rows[i, 1:] = self._rows[min(i, self.order)][context]
+    return rows

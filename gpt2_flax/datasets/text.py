@@ -47,8 +47,9 @@ def read_text(path: str) -> str:
   """The text of all files that `path` names, one after the other."""
   if not path:
     raise InputError("data.path is empty: must name a UTF-8 file or a glob")
-  files = sorted(pathlib.Path(name) for name in glob.glob(path, recursive=True))
-  files = [file for file in files if file.is_file()]
+  # a file's own name may look like a pattern
+  names = [path] if pathlib.Path(path).is_file() else glob.glob(path, recursive=True)
+  files = [file for file in sorted(map(pathlib.Path, names)) if file.is_file()]
   if not files:
     raise InputError(f"data.path is {path!r}: no such file")
   return "".join(_read_file(file) for file in files)
@@ -57,7 +58,7 @@ def read_text(path: str) -> str:
 def _read_file(file: pathlib.Path) -> str:
   try:
     # bytes, then decode: reading as text would turn "\r\n" into "\n"
-    text = file.read_bytes().decode("utf-8")
+    text = file.read_bytes().decode("utf-8-sig")
   except OSError as error:
     raise InputError(f"data.path: cannot read {file}: {error.strerror}") from error
   except UnicodeDecodeError as error:

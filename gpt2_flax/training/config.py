@@ -222,6 +222,11 @@ def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
     model_values.pop("vocab_size", None)  # the data's, filled in below
   model = _from_section(GPT2Config, "model", model_values)
   dataset = data.make(model.context_length)
+  if isinstance(dataset, datasets.ToyLanguage) and not parsed["eval"].num_windows:
+    raise InputError(
+      f"eval.num_windows is 0 (all): must be at least 1 for data.name={name}, which is"
+      " endless"
+    )
   vocab_size = dataset.tokenizer.vocab_size
   if "vocab_size" not in model_values:
     model = dataclasses.replace(model, vocab_size=vocab_size)

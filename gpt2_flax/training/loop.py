@@ -1,5 +1,6 @@
 """The training loop: read it first, it names everything else."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -45,8 +46,8 @@ class Result:
     """A few lines for a person."""
     if self.stopped_by:
       return (
-        f"\nstopped by {self.stopped_by.name} after step {self.step}, which is saved:"
-        " the same command goes on from there"
+        f"\nstopped by {self.stopped_by.name} after step {self.step}; the same command"
+        " goes on from there"
       )
     lines = [f"\ndone: {self.step} steps"]
     loss, floor = self.metrics["val/loss"], self.metrics.get("val/floor")
@@ -95,73 +96,72 @@ def train(
   )
   evaluator = Evaluator(model, dataset, config, sharding)
   batches = train_batches(dataset, config.train.batch_size, config.train.seed)
-  open_workdir(workdir, saved_config, dataset.tokenizer)
 
-  with (
-    StopSignals() as stop,
-    Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
-  ):
+  with contextlib.ExitStack() as stack:
     # --- Where to begin ----------------------------------------------------------
+    stop = stack.enter_context(StopSignals())
+    open_workdir(workdir, saved_config, dataset.tokenizer)
+    checkpoints = stack.enter_context(
+      Checkpoints(workdir / "checkpoints", config.checkpoint)
+    )
     restored = checkpoints.restore(abstract)
     if restored:
       state, data_position = restored
       batches.set_state(data_position)
     else:
       state = init_state(model, optimizer, config.train.seed, abstract)
-    start_step = int(state.step)
-    kept = start_step if restored else None
+    step = int(state.step)
+    writer = stack.enter_context(MetricsWriter(workdir, start_step=step))
+    progress = stack.enter_context(Progress(num_steps, start_step=step))
+    progress.line(
+      f"{num_params(abstract.params):,} parameters, {mesh.size} device(s);"
+      f" {'goes on from' if restored else 'starts at'} step {step} of {num_steps} in"
+      f" {workdir}"
+    )
+    meter = _Meter(config, writer, progress, kept=step if restored else None)
 
-    with (
-      MetricsWriter(workdir, start_step) as writer,
-      Progress(num_steps, start_step) as progress,
-      # Whatever the loop moves between host and device, it moves by name.
-      jax.transfer_guard("disallow"),
-    ):
-      progress.line(
-        f"{num_params(abstract.params):,} parameters, {mesh.size} device(s);"
-        f" {'goes on from' if restored else 'starts at'} step {start_step} of"
-        f" {num_steps} in {workdir}"
+    def evaluate() -> None:
+      meter.flush()
+      values = evaluator.losses(state.params)
+      sample = evaluator.sample(state.params, seed=config.train.seed + step)
+      meter.evaluated(step, values, sample)
+
+    def save() -> None:
+      meter.flush()  # raises if this step was a bad one
+      checkpoints.save(state, batches.get_state(), saved_config)
+      meter.kept = step
+
+    # --- The loop ----------------------------------------------------------------
+    # Whatever it moves between host and device, it moves by name.
+    stack.enter_context(jax.transfer_guard("disallow"))
+    while step < num_steps and not stop.received:
+      waited = time.perf_counter()
+      batch = next(batches)
+      waited = time.perf_counter() - waited
+      state, metrics = train_step(state, jax.device_put(batch, sharding))
+      step += 1
+      meter.stepped(step, metrics, waited)
+      if step % config.eval.every_steps == 0 or step == num_steps:
+        evaluate()
+      if step % config.checkpoint.every_steps == 0 or step == num_steps:
+        save()
+
+    # --- The end -----------------------------------------------------------------
+    if step > (meter.kept or 0):  # asked to stop between checkpoints
+      save()
+    checkpoints.wait()
+    if step == num_steps and not writer.has(step, "val/possible_share"):
+      share = evaluator.possible_share(
+        state.params, NUM_JUDGED_SAMPLES, config.train.seed
       )
-      meter = _Meter(config, writer, progress, kept)
-
-      def evaluate(step: int) -> None:
-        values = evaluator.losses(state.params)
-        sample = evaluator.sample(state.params, seed=config.train.seed + step)
-        meter.evaluated(step, values, sample)
-
-      def save(step: int) -> None:
-        meter.flush()  # raises if this state's loss was not finite
-        checkpoints.save(state, batches.get_state(), saved_config)
-        meter.kept = step
-
-      # --- The loop --------------------------------------------------------------
-      step = start_step
-      while step < num_steps and not stop.received:
-        waited = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - waited
-        state, metrics = train_step(state, jax.device_put(batch, sharding))
-        step += 1
-        meter.stepped(step, metrics, waited)
-        if step % config.eval.every_steps == 0 or step == num_steps:
-          meter.flush()
-          evaluate(step)
-        if step % config.checkpoint.every_steps == 0 or step == num_steps:
-          save(step)
-
-      # --- The end ---------------------------------------------------------------
-      if stop.received and step > (meter.kept or 0):
-        save(step)
-      checkpoints.wait()
-      if step == num_steps and writer.last("val/possible_share") is None:
-        share = evaluator.possible_share(
-          state.params, NUM_JUDGED_SAMPLES, config.train.seed
-        )
-        if share is not None:
-          writer.write(step, {"val/possible_share": share})
-      plot_loss(writer.records, workdir / "loss.png")
-      newest = {k: v for record in writer.records for k, v in record.items()}
-      return Result(step, newest, stop.received)
+      if share is not None:
+        writer.write(step, {"val/possible_share": share})
+    plot_loss(writer.records, workdir / "loss.png")
+    return Result(
+      step=step,
+      metrics={k: v for record in writer.records for k, v in record.items()},
+      stopped_by=stop.received if step < num_steps else None,
+    )
 
 
 class _Meter:

@@ -67,9 +67,9 @@ class MetricsWriter:
       else:
         self._events.add_scalar(name, value, step)
 
-  def last(self, name: str) -> float | str | None:
-    """The newest value under a name."""
-    return next((r[name] for r in reversed(self.records) if name in r), None)
+  def has(self, step: int, name: str) -> bool:
+    """Whether a value is there already, from before an interruption perhaps."""
+    return any(r["step"] == step and name in r for r in self.records)
 
 
 def plot_loss(records: list[Record], path: pathlib.Path) -> None:

@@ -137,10 +137,12 @@ class CheckpointsTest(chex.TestCase):
     )
     right = jax.device_get(checkpoints._fingerprints(state_at(2)))
     shutil.rmtree(self.folder / "2")
-    with mock.patch.object(checkpoints, "_fingerprints", return_value=right):
-      with Checkpoints(self.folder, KEEP_ALL) as saver:
-        saver.save(wrong, {}, {})
-        saver.wait()
+    with (
+      mock.patch.object(checkpoints, "_fingerprints", return_value=right),
+      Checkpoints(self.folder, KEEP_ALL) as saver,
+    ):
+      saver.save(wrong, {}, {})
+      saver.wait()
     (state, _), warnings = self.restore()
     self.assertEqual(int(state.step), 1)
     self.assertIn("params/kernel is not what was saved", warnings[0].args[2])

@@ -42,13 +42,13 @@ class ParseTest(chex.TestCase):
       "optimizer",
       "name",
       "adam",
-      "unknown optimizer.name 'adam': did you mean 'adamw'",
+      "optimizer.name 'adam': did you mean 'adamw'",
     ),
     (
       "optimizer",
       "learning_rate",
       0.0,
-      "optimizer.learning_rate is 0.0: must be above",
+      "learning_rate is 0.0: must be above",
     ),
     ("optimizer", "learning_rate", float("nan"), "must be finite"),
     ("optimizer", "beta2", 1.0, "optimizer.beta2 is 1.0: must be in"),
@@ -59,6 +59,8 @@ class ParseTest(chex.TestCase):
     ("model", "positional_encoding", "sinus", "did you mean 'sinusoidal'"),
     ("model", "embed_dims", 64, "'embed_dims': did you mean 'embed_dim'"),
     ("data", "name", "grammer", "unknown data.name 'grammer': did you mean 'grammar'"),
+    ("data", "seed", -1, "data.seed is -1: must be 0 or more"),
+    ("eval", "num_windows", 0, "must be at least 1 for data.name=grammar"),
     ("data", "order", 2, "unknown key in config.data (GrammarConfig) 'order'"),
   )
   def test_names_what_is_wrong(self, section, key, value, message):

@@ -1,0 +1,115 @@
+"""A batch is a function of dataset, seed and step, however it is asked for."""
+
+import json
+import pathlib
+import string
+import tempfile
+
+from absl.testing import parameterized
+import chex
+import numpy as np
+
+from gpt2_flax.datasets import pipeline
+from gpt2_flax.datasets.dataset import Dataset
+from gpt2_flax.datasets.induction import InductionConfig
+from gpt2_flax.datasets.text import TextConfig
+
+
+class Counting(Dataset):
+  """Window i is i, i + 1, ...; the last of the 10 for validation is cut short."""
+
+  context_length = 5
+
+  def num_windows(self, split):
+    return {"train": 23, "validation": 10}[split]
+
+  def window(self, split, index):
+    window = np.arange(index, index + 6, dtype=np.int32)
+    if split == "validation" and index == 9:
+      window[3:] = -1
+    return window
+
+
+def take(batches, num_batches):
+  return [next(batches) for _ in range(num_batches)]
+
+
+class TrainTest(chex.TestCase):
+  def test_targets_are_the_inputs_one_later(self):
+    batch = pipeline.train_dataset(Counting(), 4, seed=0)[0]
+    self.assertCountEqual(batch, ("inputs", "targets"))
+    chex.assert_shape((batch["inputs"], batch["targets"]), (4, 5))
+    self.assertEqual((batch["inputs"].dtype, batch["targets"].dtype), (np.int32,) * 2)
+    starts = batch["inputs"][:, :1]
+    chex.assert_trees_all_equal(batch["inputs"], starts + np.arange(5)[None])
+    chex.assert_trees_all_equal(batch["targets"], starts + np.arange(1, 6)[None])
+
+  @parameterized.parameters(Counting(), InductionConfig().make(12))
+  def test_iterator_gives_the_batch_of_each_step(self, dataset):
+    batches = take(pipeline.train_batches(dataset, 4, seed=3), 20)
+    by_step = pipeline.train_dataset(dataset, 4, seed=3)
+    for step in reversed(range(20)):
+      chex.assert_trees_all_equal(batches[step], by_step[step])
+    self.assertLen({batch["inputs"].tobytes() for batch in batches}, 20)
+
+  @parameterized.parameters(0, 1, 5, 18)
+  def test_resumes_at_the_very_next_batch(self, stop):
+    batches = pipeline.train_batches(Counting(), 4, seed=3)
+    take(batches, stop)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = take(batches, 5)
+
+    fresh = pipeline.train_batches(Counting(), 4, seed=3)
+    fresh.set_state(state)
+    chex.assert_trees_all_equal(take(fresh, 5), expected)
+    batches.set_state(state)  # back, on one that went on
+    chex.assert_trees_all_equal(take(batches, 5), expected)
+    by_step = pipeline.train_dataset(Counting(), 4, seed=3)
+    chex.assert_trees_all_equal(expected, [by_step[stop + i] for i in range(5)])
+
+  def test_epoch_takes_every_window_of_a_text_once_in_an_order_of_its_own(self):
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    file = folder / "text.txt"
+    file.write_text(string.ascii_lowercase, "utf-8")  # each start is another letter
+    dataset = TextConfig(str(file)).make(5)  # 23 letters for training
+    self.assertEqual(dataset.num_windows("train"), 18)
+    batches = take(pipeline.train_batches(dataset, 4, seed=0), 18)
+    epochs = np.concatenate([batch["inputs"][:, 0] for batch in batches])
+    epochs = epochs.reshape(4, 18)
+    for epoch in epochs:
+      self.assertEqual(sorted(epoch), list(range(18)))
+    self.assertLen({tuple(epoch) for epoch in epochs}, 4)
+    self.assertNotIn(tuple(range(18)), {tuple(epoch) for epoch in epochs})
+
+  def test_seed_decides_the_order(self):
+    one, again, other = (
+      np.stack(
+        [pipeline.train_dataset(Counting(), 4, s)[i]["inputs"] for i in range(5)]
+      )
+      for s in (0, 0, 1)
+    )
+    chex.assert_trees_all_equal(one, again)
+    self.assertGreater((one != other).mean(), 0.5)
+
+
+class ValidationTest(chex.TestCase):
+  @parameterized.parameters((0, 10), (3, 3), (10, 10), (99, 10))
+  def test_windows_are_the_first_ones(self, asked, given):
+    windows = pipeline.validation_windows(Counting(), asked)
+    expected = [Counting().window("validation", i) for i in range(given)]
+    chex.assert_trees_all_equal(windows, np.array(expected))
+
+  @parameterized.parameters((4, 3), (5, 2), (10, 1), (16, 1))
+  def test_batches_hold_every_window_and_rows_that_do_not_count(self, size, number):
+    windows = pipeline.validation_windows(Counting(), 0)
+    batches = list(pipeline.validation_batches(windows, size))
+    self.assertLen(batches, number)
+    inputs, targets = (
+      np.concatenate([batch[name] for batch in batches]) for name in batches[0]
+    )
+    chex.assert_shape((inputs, targets), (number * size, 5))
+    chex.assert_trees_all_equal(targets[:10], windows[:, 1:])
+    chex.assert_trees_all_equal(inputs[:9], windows[:9, :-1])
+    chex.assert_trees_all_equal(inputs[9], np.array([9, 10, 11, 0, 0], np.int32))
+    chex.assert_trees_all_equal(targets[10:], np.full_like(targets[10:], -1))
+    chex.assert_trees_all_equal(inputs[10:], np.zeros_like(inputs[10:]))

@@ -1,0 +1,120 @@
+"""Text comes back from its tokens, and a tokenizer from its file."""
+
+import pathlib
+import tempfile
+
+from absl.testing import parameterized
+import chex
+import hypothesis
+from hypothesis import strategies as st
+
+from gpt2_flax import tokenizers
+from gpt2_flax.errors import InputError
+from gpt2_flax.tokenizers import ByteTokenizer, CharTokenizer, WordTokenizer
+
+WORDS = ("dog", "cat", "naïve", "<s>x", ".")
+CHARACTERS = 'hello\r\n\t wörld 😀\u2028"\\'
+TOKENIZERS = (
+  ("word", WordTokenizer(WORDS), "cat . naïve cat"),
+  ("char", CharTokenizer(CHARACTERS), "dörr\r\n\u2028😀\\"),
+  ("byte", ByteTokenizer(), "any ☃ text\r\n"),
+)
+
+fixed = hypothesis.settings(derandomize=True, deadline=None)
+
+
+class RoundTripTest(chex.TestCase):
+  @fixed
+  @hypothesis.given(st.text(st.characters(codec="utf-8")))
+  def test_bytes_write_any_text(self, text):
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    self.assertTrue(all(0 <= i < tokenizer.vocab_size for i in ids))
+    self.assertEqual(bytes(ids), text.encode("utf-8"))
+    self.assertEqual(tokenizer.decode(ids), text)
+
+  @fixed
+  @hypothesis.given(st.data(), st.text(st.characters(codec="utf-8"), min_size=1))
+  def test_characters_write_any_text_of_theirs(self, data, alphabet):
+    tokenizer = CharTokenizer(alphabet)
+    self.assertEqual(tokenizer.vocab_size, len(set(alphabet)))
+    text = data.draw(st.text(st.sampled_from(alphabet)))
+    ids = tokenizer.encode(text)
+    self.assertTrue(all(0 <= i < tokenizer.vocab_size for i in ids))
+    self.assertEqual(tokenizer.decode(ids), text)
+
+  @fixed
+  @hypothesis.given(st.lists(st.sampled_from(WORDS)))
+  def test_words_write_any_text_of_theirs(self, words):
+    tokenizer = WordTokenizer(WORDS)
+    ids = tokenizer.encode(" ".join(words))
+    self.assertEqual(ids, [1 + WORDS.index(word) for word in words])
+    self.assertEqual(tokenizer.decode(ids), " ".join(words))
+
+  def test_words_may_be_any_space_apart(self):
+    self.assertEqual(WordTokenizer(WORDS).encode("  dog\n cat\t."), [1, 2, 5])
+
+  def test_characters_are_in_code_point_order(self):
+    self.assertEqual(CharTokenizer("banana\n").characters, "\nabn")
+    self.assertEqual(CharTokenizer("banana\n").encode("nab"), [3, 1, 2])
+
+  def test_part_of_a_character_is_shown_as_missing(self):
+    ids = ByteTokenizer().encode("é")
+    self.assertEqual(ByteTokenizer().decode(ids[:1]), "\N{REPLACEMENT CHARACTER}")
+
+
+class StartTokenTest(chex.TestCase):
+  def test_words_have_one_that_text_cannot_write(self):
+    tokenizer = WordTokenizer(WORDS)
+    self.assertEqual(tokenizer.start_id, 0)
+    self.assertEqual(tokenizer.vocab_size, 1 + len(WORDS))
+    self.assertNotIn(0, tokenizer.encode(" ".join(WORDS)))
+    self.assertEqual(tokenizer.decode([0, 2, 0, 1]), "cat dog")
+    self.assertEqual([tokenizer.token(i) for i in (0, 1, 5)], ["<s>", "dog", "."])
+    with self.assertRaises(InputError):
+      tokenizer.encode("<s>")
+
+  def test_characters_and_bytes_have_none(self):
+    for tokenizer in (CharTokenizer("ab"), ByteTokenizer()):
+      self.assertIsNone(tokenizer.start_id)
+    self.assertEqual(CharTokenizer("ab").token(0), "a")
+    self.assertEqual(ByteTokenizer().token(65), "A")
+
+
+class ErrorsTest(chex.TestCase):
+  def test_unknown_word_is_named_with_the_nearest(self):
+    with self.assertRaisesRegex(InputError, "word 'dogs': did you mean 'dog'"):
+      WordTokenizer(WORDS).encode("cat dogs")
+    with self.assertRaisesRegex(InputError, "word 'zzzzz': allowed: .*cat, dog"):
+      WordTokenizer(WORDS).encode("zzzzz")
+
+  def test_unknown_character_is_named(self):
+    with self.assertRaisesRegex(InputError, "character 'é' is not among the 2"):
+      CharTokenizer("ab").encode("abéa")
+
+  def test_word_given_twice(self):
+    with self.assertRaisesRegex(InputError, "words: each .* once"):
+      WordTokenizer(("a", "b", "a"))
+
+
+class FileTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.path = pathlib.Path(folder) / "tokenizer.json"
+
+  @parameterized.named_parameters(*TOKENIZERS)
+  def test_comes_back_as_it_was(self, tokenizer, text):
+    self.path.write_text(tokenizers.dumps(tokenizer), "utf-8")
+    loaded = tokenizers.load(self.path)
+    self.assertIs(type(loaded), type(tokenizer))
+    self.assertEqual(loaded.vocab_size, tokenizer.vocab_size)
+    self.assertEqual(loaded.start_id, tokenizer.start_id)
+    self.assertEqual(loaded.encode(text), tokenizer.encode(text))
+    self.assertEqual(loaded.decode(tokenizer.encode(text)), text)
+
+  def test_of_an_unknown_kind(self):
+    self.path.write_text('{"kind": "bytes"}', "utf-8")
+    with self.assertRaisesRegex(InputError, "'bytes': did you mean 'byte'") as caught:
+      tokenizers.load(self.path)
+    self.assertIn(str(self.path), str(caught.exception))
