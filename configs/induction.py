@@ -2,8 +2,8 @@
 
     python train.py --config=configs/induction.py
 
-Two CPU cores: a minute; val/gap at most 0.02 nats a token. The loss stays flat until
-an induction head forms, then falls at once.
+Two CPU cores: under a minute; val/gap at most 0.02 nats a token. The loss stays flat
+until an induction head forms, then falls at once.
 """
 
 from ml_collections import ConfigDict
@@ -21,5 +21,6 @@ def get_config() -> ConfigDict:
     config.data.min_period = 4  # each sequence draws its own period,
     config.data.max_period = 16  # uniform between these two
     config.data.seed = 0  # of the sequences drawn
-  config.train.num_steps = 1500
+  config.optimizer.learning_rate = 0.01
+  config.train.num_steps = 2000
   return config

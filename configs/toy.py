@@ -38,19 +38,19 @@ def get_config() -> ConfigDict:
   config.optimizer.max_grad_norm = 1.0  # longer gradients are cut to this norm
 
   config.train = ConfigDict()
-  config.train.num_steps = 1000  # optimizer steps
+  config.train.num_steps = 1500  # optimizer steps
   config.train.batch_size = 32  # windows in a step, over all devices
   config.train.accumulation_steps = 1  # pieces a batch is worked through in
   config.train.seed = 0  # of initialisation, dropout and the order of data
   config.train.log_every_steps = 20  # how often metrics are written
 
   config.eval = ConfigDict()
-  config.eval.every_steps = 250  # and after the last step
+  config.eval.every_steps = 300  # and after the last step
   config.eval.num_windows = 512  # validation windows; 0: all (text only)
   config.eval.sample_tokens = 24  # length of the sample shown; 0: none
 
   config.checkpoint = ConfigDict()
-  config.checkpoint.every_steps = 250  # and after the last step
+  config.checkpoint.every_steps = 300  # and after the last step
   config.checkpoint.keep = 2  # how many of the latest stay
 
   config.mesh = ConfigDict()

@@ -7,11 +7,13 @@ signal n, state saved.
 from collections.abc import Callable, Sequence
 import pathlib
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
+import jax
 from ml_collections import config_flags, ConfigDict
 
+from gpt2_flax.cache import cache_folder
 from gpt2_flax.errors import InputError, RunError, unknown_name
 
 # config_flags raises all of these for what is simply a mistyped flag
@@ -42,7 +44,20 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     sys.argv[1:] = _config_first(sys.argv[1:], default_config)
   logging.set_verbosity(logging.WARNING)
+  _keep_compiled_programs()
   app.run(lambda _: _guarded(main), argv=sys.argv, flags_parser=_parse_flags)
+
+
+def _keep_compiled_programs() -> None:
+  """Compiled programs go to the user's cache, so that a second run starts at once.
+
+  JAX's own environment variables win: JAX_COMPILATION_CACHE_DIR for another place,
+  JAX_ENABLE_COMPILATION_CACHE=false for none.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = cache_folder() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _config_first(args: list[str], default: pathlib.Path) -> list[str]:
@@ -63,6 +78,31 @@ def config_name() -> str:
   """What --config names, fit for a folder: configs/gpt2.py:small -> gpt2-small."""
   path = pathlib.Path(flags.FLAGS["config"].config_filename)
   return path.name.replace(".py", "").replace(":", "-")
+
+
+def define_model_flags() -> None:
+  """--workdir and --pretrained, of which `load_model` wants exactly one."""
+  flags.DEFINE_string("workdir", None, "A run: what train.py wrote.")
+  flags.DEFINE_string(
+    "pretrained", None, "Weights: a folder in Hugging Face's layout, or a hub id."
+  )
+  for name in ("workdir", "pretrained"):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def load_model() -> tuple[Any, Any, Any]:
+  """The model, params and tokenizer that --workdir or --pretrained names."""
+  workdir, pretrained_name = flags.FLAGS.workdir, flags.FLAGS.pretrained
+  if bool(workdir) == bool(pretrained_name):
+    raise InputError("give one of --workdir (a run) and --pretrained (weights)")
+  if workdir:
+    from gpt2_flax.training.workdir import load_run
+
+    return load_run(pathlib.Path(workdir))
+  from gpt2_flax import pretrained
+
+  model, params = pretrained.load(pretrained_name)
+  return model, params, pretrained.load_tokenizer(pretrained_name)
 
 
 def _guarded(main: Callable[[], int]) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 import difflib
 
+MOST_LISTED = 40  # names that one line of an error gives at most
+
 
 class InputError(ValueError):
   """Input that cannot be used: names the field, the value and what is allowed.
@@ -17,7 +19,8 @@ def unknown_name(what: str, name: str, allowed: Iterable[str]) -> InputError:
   allowed = sorted(allowed)
   near = difflib.get_close_matches(name, allowed, n=1)
   hint = f"did you mean {near[0]!r}? " if near else ""
-  return InputError(f"unknown {what} {name!r}: {hint}allowed: {', '.join(allowed)}")
+  listed = ", ".join(allowed[:MOST_LISTED]) + (", ..." * (len(allowed) > MOST_LISTED))
+  return InputError(f"unknown {what} {name!r}: {hint}allowed: {listed}")
 
 
 class RunError(RuntimeError):

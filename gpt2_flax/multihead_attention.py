@@ -23,7 +23,7 @@ class MultiHeadAttention(nn.Module):
   Attributes:
     num_heads: H.
     head_dim: K, of each head.
-    causal, dropout_rate, dtype, kernel_init: see `SelfAttention`.
+    causal, dropout_rate, dtype, kernel_init, temperature: see `SelfAttention`.
     output_init: of the output projection; GPT-2 shrinks it with depth.
   """
 
@@ -34,6 +34,7 @@ class MultiHeadAttention(nn.Module):
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
   output_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+  temperature: float = 1.0
 
   @nn.compact
   def __call__(
@@ -61,6 +62,7 @@ class MultiHeadAttention(nn.Module):
       dropout_rate=self.dropout_rate,
       dtype=self.dtype,
       kernel_init=self.kernel_init,
+      temperature=self.temperature,
       name="heads",
     )
     out_HBTK = heads(x_BTD, mask, cache, start)

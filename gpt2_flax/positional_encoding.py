@@ -67,9 +67,8 @@ class PositionalEncoding(nn.Module):
     if positions is None:
       positions = jnp.arange(x_BTD.shape[1])[None]
     chex.assert_rank(positions, 2)
-    return x_BTD + self.encode(positions, x_BTD.shape[-1]).astype(
-      self.dtype or x_BTD.dtype
-    )
+    dtype = self.dtype or x_BTD.dtype
+    return x_BTD.astype(dtype) + self.encode(positions, x_BTD.shape[-1]).astype(dtype)
 
   @nn.compact
   def encode(self, positions: jax.Array, embed_dim: int) -> jax.Array:

@@ -44,6 +44,7 @@ class SelfAttention(nn.Module):
     dropout_rate: share of attention weights dropped when a "dropout" rng is given.
     dtype: compute dtype; None takes the input's. The softmax is float32 always.
     kernel_init: of the three projections; GPT-2 uses normal(0.02).
+    temperature: divides the scores, on top of sqrt(head_dim).
   """
 
   head_dim: int
@@ -51,6 +52,7 @@ class SelfAttention(nn.Module):
   dropout_rate: float = 0.0
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+  temperature: float = 1.0
 
   def setup(self):
     def projection():
@@ -93,7 +95,9 @@ class SelfAttention(nn.Module):
     """
     chex.assert_rank(x_BTD, 3)
     query_BTK, key_BSK, value_BSK = self.project(x_BTD)
-    if cache is not None:
+    if cache is None:
+      start = 0
+    else:
       cache = KeyValues(
         jax.lax.dynamic_update_slice_in_dim(cache.key, key_BSK, start, axis=1),
         jax.lax.dynamic_update_slice_in_dim(cache.value, value_BSK, start, axis=1),
@@ -121,7 +125,7 @@ class SelfAttention(nn.Module):
     scores_BTS = jnp.einsum(
       "BTK,BSK->BTS", query_BTK, key_BSK, preferred_element_type=jnp.float32
     )
-    return scores_BTS / jnp.sqrt(self.head_dim)
+    return scores_BTS / (self.temperature * jnp.sqrt(self.head_dim))
 
   def weights(self, scores_BTS: jax.Array, allowed_BTS: jax.Array) -> jax.Array:
     """Softmax over the allowed keys, float32 [B, T, S]; rows sum to 1, or to 0.

@@ -1,9 +1,11 @@
 """Text to token ids and back. One small interface, one class a kind of token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import json
 import pathlib
 from typing import ClassVar
+
+import tokenizers
 
 from gpt2_flax.errors import InputError, unknown_name
 
@@ -29,6 +31,13 @@ class Tokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     """The text of some token ids; a start token leaves no trace."""
     raise NotImplementedError
+
+  def start(self, text: str) -> list[int]:
+    """The ids that a text to be continued begins with."""
+    prefix = [] if self.start_id is None else [self.start_id]
+    if not prefix and not text:
+      raise InputError("the prompt is empty: must have at least one token")
+    return prefix + self.encode(text)
 
   def token(self, token_id: int) -> str:
     """One token as a person would call it."""
@@ -104,7 +113,7 @@ class ByteTokenizer(Tokenizer):
     return list(text.encode("utf-8"))
 
   def decode(self, ids: Sequence[int]) -> str:
-    return bytes(ids).decode("utf-8", errors="replace")
+    return bytes(list(ids)).decode("utf-8", errors="replace")
 
   def token(self, token_id: int) -> str:
     """A part of a character, which is no text, by its number."""
@@ -114,7 +123,66 @@ class ByteTokenizer(Tokenizer):
     return {}
 
 
-KINDS = {cls.kind: cls for cls in (WordTokenizer, CharTokenizer, ByteTokenizer)}
+class BPETokenizer(Tokenizer):
+  """Byte-level byte pairs, as GPT-2 uses; any tokenizer.json of Hugging Face's.
+
+  Frequent neighbours become one token: Sennrich et al. (2016), "Neural Machine
+  Translation of Rare Words with Subword Units"; over bytes, so that every text can be
+  written: Radford et al. (2019), section 2.2.
+
+  Attributes:
+    end_of_text_id: the token between documents, which a text may start after.
+  """
+
+  kind = "bpe"
+  END_OF_TEXT = "<|endoftext|>"
+
+  def __init__(self, tokenizer: dict):
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
+    except Exception as error:  # the library raises nothing more specific
+      raise InputError(f"not a tokenizer.json: {error}") from error
+    self.vocab_size = self._tokenizer.get_vocab_size()
+    self.end_of_text_id = self._tokenizer.token_to_id(self.END_OF_TEXT)
+
+  @classmethod
+  def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+    """The vocab_size - 257 most frequent pairs, on top of bytes and the end of text."""
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[cls.END_OF_TEXT],
+      initial_alphabet=byte_level.alphabet(),
+      show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return cls(json.loads(tokenizer.to_str()))
+
+  def encode(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+  def start(self, text: str) -> list[int]:
+    if not text and self.end_of_text_id is not None:
+      return [self.end_of_text_id]  # as after another document's end
+    return super().start(text)
+
+  def save(self, path: str) -> None:
+    """Writes Hugging Face's tokenizer.json."""
+    self._tokenizer.save(path)
+
+  def state(self) -> dict:
+    return {"tokenizer": json.loads(self._tokenizer.to_str())}
+
+
+KINDS = {
+  cls.kind: cls for cls in (WordTokenizer, CharTokenizer, ByteTokenizer, BPETokenizer)
+}
 
 
 def dumps(tokenizer: Tokenizer) -> str:
@@ -123,9 +191,16 @@ def dumps(tokenizer: Tokenizer) -> str:
 
 
 def load(path: pathlib.Path) -> Tokenizer:
-  """Reads what `dumps` wrote."""
-  state = json.loads(path.read_text("utf-8"))
-  kind = state.pop("kind")
-  if kind not in KINDS:
-    raise unknown_name(f"tokenizer in {path}", kind, KINDS)
-  return KINDS[kind](**state)
+  """Reads what `dumps` wrote, or a tokenizer.json of Hugging Face's."""
+  try:
+    state = json.loads(path.read_text("utf-8"))
+    if "kind" not in state:
+      return BPETokenizer(state)
+    kind = state.pop("kind")
+    if kind not in KINDS:
+      raise unknown_name("kind", kind, KINDS)
+    return KINDS[kind](**state)
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}") from error
+  except (ValueError, TypeError, RecursionError) as error:
+    raise InputError(f"{path} is no tokenizer: {error}") from error

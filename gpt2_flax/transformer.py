@@ -4,6 +4,7 @@ Axes: B batch, T position, D embed_dim, F mlp_dim, V vocab_size.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -25,6 +26,11 @@ PUBLISHED_SIZES = {
   "large": dict(num_layers=36, num_heads=20, embed_dim=1280),
   "xl": dict(num_layers=48, num_heads=25, embed_dim=1600),
 }
+ACTIVATIONS = {
+  "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "relu": nn.relu,
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -44,6 +50,12 @@ class GPT2Config:
       each block adds to the residual stream.
     dtype: of activations; parameters, softmax, norms' statistics and logits are
       float32 always.
+    activation: of the feed-forward: "gelu_tanh" (as published), "gelu" or "relu".
+    layer_norm_epsilon: added to the variance in every norm.
+    tied_embeddings: the token embeddings are the output layer too (as published);
+      False gives the output layer a table of its own.
+    scale_attention: scores are divided by sqrt(head_dim) (as published).
+    scale_attention_by_layer: and by the layer's number, counted from 1.
   """
 
   vocab_size: int = 50_257
@@ -55,6 +67,11 @@ class GPT2Config:
   positional_encoding: str = "sinusoidal"
   dropout_rate: float = 0.0
   dtype: str = "float32"
+  activation: str = "gelu_tanh"
+  layer_norm_epsilon: float = 1e-5
+  tied_embeddings: bool = True
+  scale_attention: bool = True
+  scale_attention_by_layer: bool = False
 
   def __post_init__(self):
     for name in (
@@ -83,6 +100,12 @@ class GPT2Config:
       )
     if self.dtype not in DTYPES:
       raise unknown_name("model.dtype", self.dtype, DTYPES)
+    if self.activation not in ACTIVATIONS:
+      raise unknown_name("model.activation", self.activation, ACTIVATIONS)
+    if not 0.0 < self.layer_norm_epsilon < 1.0:
+      raise InputError(
+        f"model.layer_norm_epsilon is {self.layer_norm_epsilon}: must be in (0, 1)"
+      )
 
   @classmethod
   def published(cls, size: str, **changes) -> "GPT2Config":
@@ -102,7 +125,7 @@ def _layer_norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
     return nn.with_logical_partitioning(init, ("embed",))
 
   return nn.LayerNorm(
-    epsilon=1e-5,
+    epsilon=config.layer_norm_epsilon,
     dtype=config.dtype,
     use_fast_variance=False,  # E[x^2] - E[x]^2 cancels on GPT-2's large activations
     scale_init=partitioned(nn.initializers.ones_init()),
@@ -120,7 +143,7 @@ def _residual_init(config: GPT2Config) -> nn.initializers.Initializer:
 class FeedForward(nn.Module):
   """What a token makes of what it has read: D -> F -> D, position by position.
 
-  GELU in the tanh form that GPT-2 uses (Hendrycks & Gimpel, 2016, section 2).
+  GPT-2's activation is GELU in its tanh form (Hendrycks & Gimpel, 2016, section 2).
   """
 
   config: GPT2Config
@@ -149,7 +172,7 @@ class FeedForward(nn.Module):
 
   def hidden(self, x_BTD: jax.Array) -> jax.Array:
     """[B, T, D] -> [B, T, F], after the activation."""
-    return nn.gelu(self.expand(x_BTD), approximate=True)
+    return ACTIVATIONS[self.config.activation](self.expand(x_BTD))
 
 
 class Block(nn.Module):
@@ -160,9 +183,13 @@ class Block(nn.Module):
   """
 
   config: GPT2Config
+  layer: int = 0
 
   def setup(self):
     config = self.config
+    temperature = 1.0 if config.scale_attention else config.head_dim**-0.5
+    if config.scale_attention_by_layer:
+      temperature *= self.layer + 1
     self.attention_norm = _layer_norm(config)
     self.attention = MultiHeadAttention(
       num_heads=config.num_heads,
@@ -170,6 +197,7 @@ class Block(nn.Module):
       dropout_rate=config.dropout_rate,
       dtype=config.dtype,
       output_init=_residual_init(config),
+      temperature=temperature,
     )
     self.feed_forward_norm = _layer_norm(config)
     self.feed_forward = FeedForward(config)
@@ -197,26 +225,33 @@ class GPT2(nn.Module):
   `logits_BTV = GPT2(config).apply(params, tokens_BT)`, with
   `params = GPT2(config).init(key, tokens_BT)`. Pass `rngs={"dropout": key}` to
   train with dropout. Source: Radford et al. (2019), section 2.3; the embeddings
-  serve as the output layer too (Press & Wolf, 2017).
+  serve as the output layer too (Press & Wolf, 2017), unless config unties them.
   """
 
   config: GPT2Config
 
   def setup(self):
     config = self.config
-    self.token_embedding = nn.Embed(
-      config.vocab_size,
-      config.embed_dim,
-      dtype=config.dtype,
-      embedding_init=nn.with_logical_partitioning(
-        nn.initializers.normal(0.02), ("vocab", "embed")
-      ),
+
+    def embedding():
+      return nn.Embed(
+        config.vocab_size,
+        config.embed_dim,
+        dtype=config.dtype,
+        embedding_init=nn.with_logical_partitioning(
+          nn.initializers.normal(0.02), ("vocab", "embed")
+        ),
+      )
+
+    self.token_embedding = embedding()
+    self.output_embedding = (
+      self.token_embedding if config.tied_embeddings else embedding()
     )
     self.positional_encoding = PositionalEncoding(
       config.positional_encoding, config.context_length
     )
     self.dropout = Dropout(config.dropout_rate)
-    self.blocks = [Block(config) for _ in range(config.num_layers)]
+    self.blocks = [Block(config, layer) for layer in range(config.num_layers)]
     self.final_norm = _layer_norm(config)
 
   def __call__(
@@ -272,11 +307,15 @@ class GPT2(nn.Module):
   def embed(self, tokens_BT: jax.Array, positions: jax.Array) -> jax.Array:
     """Token embeddings plus positions: int [B, T] -> [B, T, D]."""
     x_BTD = self.token_embedding(tokens_BT)
+    if self.config.positional_encoding == "sinusoidal":
+      # The waves' amplitude is 1, the embeddings' some 0.02: without this, tokens
+      # would be lost among positions (Vaswani et al., 2017, section 3.4).
+      x_BTD *= self.config.embed_dim**0.5
     return self.dropout(self.positional_encoding(x_BTD, positions))
 
   def unembed(self, x_BTD: jax.Array) -> jax.Array:
     """How well each token's embedding fits: [B, T, D] -> float32 [B, T, V]."""
-    embedding_VD = self.token_embedding.embedding.astype(x_BTD.dtype)
+    embedding_VD = self.output_embedding.embedding.astype(x_BTD.dtype)
     return jnp.einsum(
       "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
     )

@@ -19,7 +19,7 @@ def frequency(feature, embed_dim, max_period=10_000.0):
 
 
 def paper(positions, embed_dim, max_period=10_000.0):
-  """ "Attention Is All You Need", section 3.5, number by number in float64."""
+  """Vaswani et al. (2017), section 3.5, number by number in float64."""
   positions = np.asarray(positions)
   encoding = np.empty((*positions.shape, embed_dim), np.float64)
   for index in np.ndindex(positions.shape):
@@ -35,15 +35,14 @@ def float32_error(positions):
   return 1e-6 + 1e-7 * float(np.max(positions))
 
 
-def embeddings(batch_size=2, length=5, embed_dim=6):
-  return jax.random.normal(jax.random.key(0), (batch_size, length, embed_dim))
+def embeddings():
+  return jnp.array(np.random.default_rng(0).normal(size=(2, 5, 6)), jnp.float32)
 
 
 class SinusoidalTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.product(
-    positions=(3, [0, 1, 2, 49], [[5, 0, 7], [1, 1, 30]], [[[8]], [[9]]]),
-    embed_dim=(1, 2, 7, 16),
+    positions=(3, [0, 1, 2, 49], [[[5, 0]], [[1, 30]]]), embed_dim=(1, 7, 16)
   )
   def test_is_the_papers_formula(self, positions, embed_dim):
     encode = self.variant(sinusoidal_positional_encoding, static_argnums=1)
@@ -93,7 +92,7 @@ class SinusoidalTest(chex.TestCase):
 class PositionalEncodingTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters(
-    None, [[0, 1, 2, 3, 4]], [[7, 3, 3, 0, 1], [0, 1, 0, 1, 2]]
+    (None,), ([[0, 1, 2, 3, 4]],), ([[7, 3, 3, 0, 1], [0, 1, 0, 1, 2]],)
   )
   def test_adds_the_sinusoid(self, positions):
     x = embeddings()
@@ -105,7 +104,9 @@ class PositionalEncodingTest(chex.TestCase):
     chex.assert_trees_all_close(out, np.asarray(x) + encoding, atol=2e-6, rtol=0)
 
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(None, [[0, 1, 2, 3, 4]], [[7, 3, 3, 0, 1], [0] * 5])
+  @parameterized.parameters(
+    (None,), ([[0, 1, 2, 3, 4]],), ([[7, 3, 3, 0, 1], [0, 1, 0, 1, 2]],)
+  )
   def test_adds_the_learned_vector(self, positions):
     x = embeddings()
     given = None if positions is None else jnp.array(positions)
@@ -126,7 +127,7 @@ class PositionalEncodingTest(chex.TestCase):
     out = self.variant(module.apply)({}, x, jnp.array([[4, 3, 2, 1, 0]]))
     chex.assert_trees_all_equal(out, x)
 
-  @parameterized.product(kind=("sinusoidal", "learned", "none"))
+  @parameterized.parameters("sinusoidal", "learned", "none")
   def test_keeps_the_embeddings_dtype(self, kind):
     x = embeddings().astype(jnp.bfloat16)
     out, params = PositionalEncoding(kind).init_with_output(jax.random.key(1), x)
@@ -136,7 +137,9 @@ class PositionalEncodingTest(chex.TestCase):
 
   @parameterized.product(x=(jnp.float32, jnp.bfloat16), dtype=("float32", "bfloat16"))
   def test_dtype_is_that_of_the_result(self, x, dtype):
-    out = PositionalEncoding("sinusoidal", dtype=dtype).apply({}, embeddings().astype(x))
+    out = PositionalEncoding("sinusoidal", dtype=dtype).apply(
+      {}, embeddings().astype(x)
+    )
     chex.assert_type(out, jnp.dtype(dtype))
 
   @parameterized.parameters(

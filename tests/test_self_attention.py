@@ -1,3 +1,4 @@
+import itertools
 import math
 
 from absl.testing import parameterized
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.self_attention import KeyValues, SelfAttention, causal_mask
+from gpt2_flax.self_attention import causal_mask, KeyValues, SelfAttention
 
 B, T, D, K = 2, 6, 5, 4
 DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
@@ -20,7 +21,7 @@ MASKS = {
 
 
 def inputs():
-  return jax.random.normal(jax.random.key(1), (B, T, D))
+  return np.random.default_rng(1).normal(size=(B, T, D)).astype("f4")
 
 
 def random_params(module):
@@ -30,7 +31,7 @@ def random_params(module):
   return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
 
 
-def reference(params, x, mask, causal):
+def reference(params, x, mask, causal, temperature=1.0):
   """softmax(Q K^T / sqrt(K)) V in float64, for each query and each key in turn."""
   x = np.asarray(x, np.float64)
 
@@ -48,6 +49,7 @@ def reference(params, x, mask, causal):
         sum(query[b, t, k] * key[b, s, k] for k in range(K)) / math.sqrt(K)
         for s in keys
       ]
+      scores = [score / temperature for score in scores]
       total = sum(math.exp(score) for score in scores)
       for s, score in zip(keys, scores, strict=True):
         out[b, t] += math.exp(score) / total * value[b, s]
@@ -66,10 +68,19 @@ class SelfAttentionTest(chex.TestCase):
       out, reference(params, inputs(), MASKS[mask], causal), atol=2e-5
     )
 
+  def test_temperature_divides_the_scores(self):
+    module = SelfAttention(K, temperature=3.0)
+    params = random_params(module)
+    chex.assert_trees_all_close(
+      module.apply(params, inputs()),
+      reference(params, inputs(), None, True, temperature=3.0),
+      atol=2e-5,
+    )
+
   @chex.variants(with_jit=True, without_jit=True)
   def test_rows_of_weights_sum_to_one_or_to_zero(self):
     allowed = np.tril(np.ones((1, T, T), bool)) & MASKS["padding"]
-    scores = 3 * jax.random.normal(jax.random.key(2), (B, T, T))
+    scores = np.random.default_rng(2).normal(0, 3, (B, T, T)).astype("f4")
     weights = self.variant(
       lambda *args: SelfAttention(K).apply({}, *args, method="weights")
     )(scores, allowed)
@@ -94,37 +105,41 @@ class SelfAttentionTest(chex.TestCase):
   def test_a_row_with_nothing_to_attend_to_is_zero_and_teaches_nothing(self):
     module = SelfAttention(K)
     params, x = random_params(module), inputs()
-    empty = 3
-    mask = jnp.ones((1, T, T), bool).at[:, empty].set(False)
-    others = (np.arange(T) != empty).astype("f4")[None, :, None]
-    target = jax.random.normal(jax.random.key(3), (B, T, K))
+    row = 3
+    everything = jnp.ones((1, T, T), bool)
+    blind = everything.at[:, row].set(False)
+    target = jnp.array(np.random.default_rng(3).normal(size=(B, T, K)), "f4")
 
-    def loss(params, x, mask, counted):
-      return jnp.sum(counted * target * module.apply(params, x, mask))
+    @jax.jit
+    def gradient(mask, target):
+      def loss(params, x):
+        return jnp.sum(target * module.apply(params, x, mask))
 
-    out = module.apply(params, x, mask)
-    chex.assert_trees_all_equal(out[:, empty], jnp.zeros((B, K)))
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    masked = gradient(params, x, mask, jnp.ones((1, 1, 1)))
-    chex.assert_tree_all_finite(masked)
+      return jax.grad(loss, argnums=(0, 1))(params, x)
+
+    with jax.debug_nans(True):  # none on the way either
+      out = module.apply(params, x, blind)
+    chex.assert_trees_all_equal(out[:, row], jnp.zeros((B, K)))
+    chex.assert_tree_all_finite(gradient(blind, target))
     chex.assert_trees_all_close(
-      masked, gradient(params, x, None, others), atol=1e-4, rtol=1e-4
+      gradient(blind, target),
+      gradient(everything, target.at[:, row].set(0.0)),
+      atol=1e-4,
+      rtol=1e-4,
     )
-
-    nothing = gradient(params, x, jnp.zeros((1, 1, T), bool), jnp.ones((1, 1, 1)))
+    nothing = gradient(~everything, target)
     chex.assert_trees_all_equal(nothing, jax.tree.map(jnp.zeros_like, nothing))
 
-  @parameterized.product(causal=(True, False), position=(0, T // 2, T - 1))
-  def test_causality_by_gradient(self, causal, position):
+  @parameterized.parameters(True, False)
+  def test_causality_by_gradient(self, causal):
     module = SelfAttention(K, causal=causal)
     params = random_params(module)
-    gradient = jax.grad(lambda x: jnp.sum(module.apply(params, x)[:, position]))
-    reached = np.abs(gradient(inputs())).max(axis=(0, 2)) > 0
-    chex.assert_trees_all_equal(reached, (np.arange(T) <= position) | (not causal))
+    gradient = jax.jit(jax.jacrev(lambda x: module.apply(params, x).sum(axis=(0, 2))))
+    reached_TS = np.abs(gradient(inputs())).max(axis=(1, 3)) > 0
+    chex.assert_trees_all_equal(reached_TS, np.tri(T, dtype=bool) | (not causal))
 
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(((0,),), ((0, 3),), ((0, 1, 4),), (tuple(range(T)),))
-  def test_pieces_through_the_cache_equal_the_whole(self, starts):
+  def test_pieces_through_the_cache_equal_the_whole(self):
     module = SelfAttention(K)
     params, x = random_params(module), inputs()
     num_slots = T + 2
@@ -132,7 +147,7 @@ class SelfAttentionTest(chex.TestCase):
     apply = self.variant(module.apply)
     cache = KeyValues(jnp.zeros((B, num_slots, K)), jnp.zeros((B, num_slots, K)))
     pieces = []
-    for start, end in zip(starts, (*starts[1:], T), strict=True):
+    for start, end in itertools.pairwise([0, 1, 4, T]):
       piece, cache = apply(params, x[:, start:end], mask, cache, start)
       pieces.append(piece)
     chex.assert_trees_all_close(
@@ -196,15 +211,13 @@ class SelfAttentionTest(chex.TestCase):
 
   def test_dropout_needs_an_rng_and_keeps_the_mean(self):
     module = SelfAttention(K, dropout_rate=0.25)
-    params, x = random_params(module), inputs()
+    params = random_params(module)
+    x = inputs()[:1].repeat(1000, axis=0)
     quiet = SelfAttention(K).apply(params, x)
     chex.assert_trees_all_equal(module.apply(params, x), quiet)
-    draw = jax.jit(
-      jax.vmap(lambda key: module.apply(params, x, rngs={"dropout": key}))
-    )
-    draws = draw(jax.random.split(jax.random.key(4), 4000))
-    self.assertGreater(jnp.abs(draws[0] - draws[1]).max(), 0.1)
-    chex.assert_trees_all_close(draws.mean(0), quiet, atol=0.1)
+    drawn = module.apply(params, x, rngs={"dropout": jax.random.key(4)})
+    self.assertGreater(jnp.abs(drawn[0] - drawn[1]).max(), 0.1)
+    chex.assert_trees_all_close(drawn.mean(0), quiet[0], atol=0.2)
 
   def test_dropout_of_rate_zero_is_none(self):
     module = SelfAttention(K)

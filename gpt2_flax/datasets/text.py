@@ -1,4 +1,4 @@
-"""Any text: UTF-8 files, cut into characters or bytes.
+"""Any text: UTF-8 files, cut into characters, bytes or byte pairs.
 
 Nobody knows the process that writes people's text, so there is no floor here.
 """
@@ -9,11 +9,9 @@ import pathlib
 
 import numpy as np
 
+from gpt2_flax.datasets import token_cache
 from gpt2_flax.datasets.dataset import Dataset
-from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.tokenizers import ByteTokenizer, CharTokenizer
-
-TOKENIZERS = ("char", "byte")
+from gpt2_flax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,54 +19,47 @@ class TextConfig:
   """Which text, and how it is cut.
 
   Attributes:
-    path: a file, or a glob such as "books/**/*.txt"; files are read in name order.
-    tokenizer: "char" (those that occur) or "byte".
+    path: a file, a folder (all .txt files in it) or a glob such as "books/**/*.txt";
+      files are read in name order.
+    tokenizer: "char" (those that occur), "byte", "bpe" (trained on this text), or a
+      tokenizer.json or the folder of one.
     validation_fraction: the share at the end that is kept for validation.
+    bpe_vocab_size: how many tokens "bpe" is trained to have.
   """
 
   path: str = ""
   tokenizer: str = "char"
   validation_fraction: float = 0.1
+  bpe_vocab_size: int = 1024
 
   def __post_init__(self):
-    if self.tokenizer not in TOKENIZERS:
-      raise unknown_name("data.tokenizer", self.tokenizer, TOKENIZERS)
     if not 0.0 < self.validation_fraction < 1.0:
       raise InputError(
         f"data.validation_fraction is {self.validation_fraction}: must be between"
         " 0 and 1"
+      )
+    if not 257 <= self.bpe_vocab_size <= 1 << 20:
+      raise InputError(
+        f"data.bpe_vocab_size is {self.bpe_vocab_size}: must be 257 (256 bytes and the"
+        " end of text) to 1048576"
       )
 
   def make(self, context_length: int) -> "Text":
     return Text(self, context_length)
 
 
-def read_text(path: str) -> str:
-  """The text of all files that `path` names, one after the other."""
+def find_files(path: str) -> list[pathlib.Path]:
+  """The files that `path` names, in name order."""
   if not path:
-    raise InputError("data.path is empty: must name a UTF-8 file or a glob")
-  # a file's own name may look like a pattern
-  names = [path] if pathlib.Path(path).is_file() else glob.glob(path, recursive=True)
-  files = [file for file in sorted(map(pathlib.Path, names)) if file.is_file()]
+    raise InputError("data.path is empty: must name a UTF-8 file, a folder or a glob")
+  if pathlib.Path(path).is_file():  # even if its name looks like a pattern
+    return [pathlib.Path(path)]
+  pattern = f"{path}/**/*.txt" if pathlib.Path(path).is_dir() else path
+  names = sorted(glob.glob(pattern, recursive=True))
+  files = [pathlib.Path(name) for name in names if pathlib.Path(name).is_file()]
   if not files:
     raise InputError(f"data.path is {path!r}: no such file")
-  return "".join(_read_file(file) for file in files)
-
-
-def _read_file(file: pathlib.Path) -> str:
-  try:
-    # bytes, then decode: reading as text would turn "\r\n" into "\n"
-    text = file.read_bytes().decode("utf-8-sig")
-  except OSError as error:
-    raise InputError(f"data.path: cannot read {file}: {error.strerror}") from error
-  except UnicodeDecodeError as error:
-    raise InputError(
-      f"data.path: {file} is not UTF-8: byte {error.start} is"
-      f" {error.object[error.start]:#04x}"
-    ) from error
-  if not text:
-    raise InputError(f"data.path: {file} is empty: must hold text")
-  return text
+  return files
 
 
 class Text(Dataset):
@@ -76,11 +67,9 @@ class Text(Dataset):
 
   def __init__(self, config: TextConfig, context_length: int):
     self.context_length = context_length
-    text = read_text(config.path)
-    self.tokenizer = (
-      CharTokenizer(text) if config.tokenizer == "char" else ByteTokenizer()
+    tokens, self.tokenizer = token_cache.tokenize(
+      find_files(config.path), config.tokenizer, config.bpe_vocab_size
     )
-    tokens = np.array(self.tokenizer.encode(text), np.uint32)
     num_validation = round(len(tokens) * config.validation_fraction)
     self._tokens = {
       "train": tokens[: len(tokens) - num_validation],

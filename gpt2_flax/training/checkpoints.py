@@ -53,15 +53,18 @@ class Checkpoints:
   would let a flipped bit through.
   """
 
-  def __init__(self, folder: pathlib.Path, config: CheckpointConfig):
+  def __init__(
+    self, folder: pathlib.Path, config: CheckpointConfig, read_only: bool = False
+  ):
     policies = ocp.checkpoint_managers
-    self._folder = folder
+    self._folder, self._read_only = folder, read_only
     self._manager = ocp.CheckpointManager(
       folder.absolute(),
       options=ocp.CheckpointManagerOptions(
         save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides
         preservation_policy=policies.LatestN(config.keep),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
       ),
     )
 
@@ -121,8 +124,9 @@ class Checkpoints:
           self._folder / str(step),
           (str(error).strip() or repr(error)).splitlines()[0],
         )
-        (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
-        self._manager.reload()
+        if not self._read_only:
+          (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
+          self._manager.reload()
         continue
       return restored
     if steps:

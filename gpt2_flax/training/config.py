@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gpt2_flax import datasets
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.transformer import GPT2Config
 
 OPTIMIZERS = ("adamw", "muon", "lion")
@@ -192,13 +193,8 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   return cls(**checked)
 
 
-def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
-  """Checks a whole config, and makes its dataset, which decides the vocabulary.
-
-  Raises:
-    InputError: names the key, its value and what is allowed. Nothing was written.
-  """
-  values = config.to_dict()
+def _parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], Any, GPT2Config]:
+  """Every section but data and model parsed; data; and model, vocab_size as given."""
   expected = {"data", "model", *SECTIONS}
   for section in values:
     if section not in expected:
@@ -206,7 +202,6 @@ def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
   for section in sorted(expected):
     if not isinstance(values.get(section), dict):
       raise InputError(f"config.{section} is missing: must be a section of the config")
-
   parsed = {
     section: _from_section(cls, section, values[section])
     for section, cls in SECTIONS.items()
@@ -216,26 +211,48 @@ def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
   if name not in datasets.CONFIGS:
     raise unknown_name("data.name", str(name), datasets.CONFIGS)
   data = _from_section(datasets.CONFIGS[name], "data", data_values)
-
   model_values = dict(values["model"])
   if not model_values.get("vocab_size"):
-    model_values.pop("vocab_size", None)  # the data's, filled in below
-  model = _from_section(GPT2Config, "model", model_values)
+    model_values.pop("vocab_size", None)  # the tokenizer's, filled in later
+  return parsed, data, _from_section(GPT2Config, "model", model_values)
+
+
+def _with_vocabulary(
+  model: GPT2Config, values: dict[str, Any], tokenizer: Tokenizer
+) -> GPT2Config:
+  if not values["model"].get("vocab_size"):
+    return dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+  if model.vocab_size < tokenizer.vocab_size:
+    raise InputError(
+      f"model.vocab_size is {model.vocab_size}: must be 0 (the data's) or at least"
+      f" {tokenizer.vocab_size}, the data's"
+    )
+  return model
+
+
+def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
+  """Checks a whole config, and makes its dataset, which decides the vocabulary.
+
+  Raises:
+    InputError: names the key, its value and what is allowed. Nothing was written.
+  """
+  values = config.to_dict()
+  parsed, data, model = _parse_sections(values)
   dataset = data.make(model.context_length)
   if isinstance(dataset, datasets.ToyLanguage) and not parsed["eval"].num_windows:
     raise InputError(
-      f"eval.num_windows is 0 (all): must be at least 1 for data.name={name}, which is"
-      " endless"
+      "eval.num_windows is 0 (all): must be at least 1 for"
+      f" data.name={values['data']['name']}, which is endless"
     )
-  vocab_size = dataset.tokenizer.vocab_size
-  if "vocab_size" not in model_values:
-    model = dataclasses.replace(model, vocab_size=vocab_size)
-  if model.vocab_size < vocab_size:
-    raise InputError(
-      f"model.vocab_size is {model.vocab_size}: must be 0 (the data's) or at least"
-      f" {vocab_size}, the data's"
-    )
+  model = _with_vocabulary(model, values, dataset.tokenizer)
   return ExperimentConfig(data=data, model=model, **parsed), dataset
+
+
+def parse_run(values: dict[str, Any], tokenizer: Tokenizer) -> ExperimentConfig:
+  """The config of a run that was made with this tokenizer; its data may be gone."""
+  parsed, data, model = _parse_sections(values)
+  model = _with_vocabulary(model, values, tokenizer)
+  return ExperimentConfig(data=data, model=model, **parsed)
 
 
 # What may change when a run goes on: nothing that would change its numbers, except

@@ -1,15 +1,18 @@
 """Validation: the exact loss beside the floor, and what the model writes."""
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 import numpy as np
+import tqdm
 
 from gpt2_flax import generation
 from gpt2_flax.datasets import Dataset, floor
-from gpt2_flax.datasets.pipeline import validation_batches, validation_windows
+from gpt2_flax.datasets.pipeline import as_batch, validation_batches, validation_windows
+from gpt2_flax.errors import InputError
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.step import make_eval_step
 from gpt2_flax.transformer import GPT2
@@ -56,16 +59,16 @@ class Evaluator:
     """Token ids, int [num_samples, 1 + eval.sample_tokens], the start token first."""
     start_id = self._dataset.tokenizer.start_id
     prompt = [start_id if start_id is not None else int(self._windows[0, 0])]
-    num_tokens = self._config.eval.sample_tokens
     with jax.transfer_guard("allow"):  # a prompt and its text do cross over
-      tokens = generation.generate(
+      rows = generation.generate(
         self._model,
         params,
         [prompt] * num_samples,
-        num_tokens=num_tokens,
+        num_tokens=self._config.eval.sample_tokens,
         key=jax.random.key(seed),
+        overflow="slide",
       )
-    return np.insert(tokens, 0, prompt[0], axis=1)
+    return np.array([prompt + row for row in rows])
 
   def sample(self, params: Any, seed: int) -> str | None:
     """A text that the model writes; None where eval.sample_tokens is 0."""
@@ -87,3 +90,45 @@ class Evaluator:
       of_samples = probabilities[np.arange(len(tokens) - 1), tokens[1:]]
       possible.append(bool((of_samples > 0).all()))
     return float(np.mean(possible))
+
+
+def text_loss(
+  model: GPT2, params: Any, tokens: Sequence[int], *, stride: int, batch_size: int
+) -> tuple[float, int]:
+  """The loss of a whole text under a sliding window.
+
+  Args:
+    tokens: of the text; all but the first are predicted, each once.
+    stride: how far the window moves; each token but the first ones is predicted from
+      context_length - stride tokens at least. 0 means half the context.
+    batch_size: windows at once; it does not change the result.
+
+  Returns:
+    The sum in nats, and the number of tokens it is over.
+  """
+  length = model.config.context_length
+  stride = stride or (length + 1) // 2
+  if not 1 <= stride <= length:
+    raise InputError(
+      f"stride is {stride}: must be 1 to model.context_length, which is {length}"
+    )
+  if batch_size < 1:
+    raise InputError(f"batch_size is {batch_size}: must be at least 1")
+  if len(tokens) < 2:
+    raise InputError(f"the text has {len(tokens)} token(s): must have at least 2")
+  tokens = np.asarray(tokens, np.int32)
+  starts = range(0, max(1, len(tokens) - 1 - length + stride), stride)
+  eval_step = make_eval_step(model)
+  total, count = 0.0, 0
+  for first in tqdm.tqdm(range(0, len(starts), batch_size), disable=None):
+    windows = np.full((batch_size, length + 1), -1, np.int32)
+    scored = np.zeros((batch_size, length), bool)
+    for row, start in enumerate(starts[first : first + batch_size]):
+      window = tokens[start : start + length + 1]
+      windows[row, : len(window)] = window
+      scored[row, 0 if start == 0 else length - stride :] = True
+    batch = as_batch(windows)
+    batch["targets"] = np.where(scored, batch["targets"], -1)
+    batch_total, batch_count = jax.device_get(eval_step(params, batch))
+    total, count = total + float(batch_total), count + int(batch_count)
+  return total, count

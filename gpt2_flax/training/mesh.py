@@ -1,5 +1,6 @@
 """Devices as a mesh, and which logical axis of an array is split over which part."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -39,12 +40,22 @@ def make_mesh(config: MeshConfig, train: TrainConfig) -> Mesh:
       f" train.accumulation_steps = {rows} must be divisible by the"
       f" {data * config.fsdp} devices that share a batch"
     )
+  return _mesh((data, config.fsdp, config.tensor), jax.devices())
+
+
+def one_device_mesh() -> Mesh:
+  """The same with a single device, for what runs on one."""
+  return _mesh((1, 1, 1), jax.devices()[:1])
+
+
+def _mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
   return jax.make_mesh(
-    (data, config.fsdp, config.tensor),
+    shape,
     ("data", "fsdp", "tensor"),
     # Auto lets the compiler place everything in between; flax's logical
     # constraints need it.
     axis_types=(AxisType.Auto,) * 3,
+    devices=devices,
   )
 
 

@@ -8,8 +8,13 @@ from typing import Any
 from gpt2_flax import tokenizers
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import Tokenizer
-from gpt2_flax.training.config import differences
+from gpt2_flax.training.checkpoints import Checkpoints
+from gpt2_flax.training.config import differences, parse_run
+from gpt2_flax.training.mesh import one_device_mesh
 from gpt2_flax.training.metrics import write_atomically
+from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
+from gpt2_flax.training.step import abstract_state
+from gpt2_flax.transformer import GPT2
 
 
 def open_workdir(workdir: pathlib.Path, config: dict[str, Any], tokenizer: Tokenizer):
@@ -41,3 +46,29 @@ def open_workdir(workdir: pathlib.Path, config: dict[str, Any], tokenizer: Token
     raise InputError(
       f"--workdir={workdir} cannot be written: {error.strerror}"
     ) from error
+
+
+def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
+  """A run's model, the parameters of its newest checkpoint, and its tokenizer.
+
+  Changes nothing in the folder, so that it may be called while the run goes on.
+
+  Raises:
+    InputError: there is no such run, or no checkpoint yet.
+    RunError: all checkpoints are damaged.
+  """
+  if not (workdir / "config.json").exists():
+    raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
+  values = json.loads((workdir / "config.json").read_text("utf-8"))
+  tokenizer = tokenizers.load(workdir / "tokenizer.json")
+  config = parse_run(values, tokenizer)
+  model = GPT2(config.model)
+  schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
+  optimizer = make_optimizer(config.optimizer, schedule)
+  abstract = abstract_state(model, optimizer, one_device_mesh())
+  folder = workdir / "checkpoints"
+  with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
+    restored = checkpoints.restore(abstract)
+  if restored is None:
+    raise InputError(f"--workdir={workdir} has no checkpoint yet")
+  return model, restored[0].params, tokenizer

@@ -152,4 +152,4 @@ class ErrorsTest(FolderTest):
   )
   def test_other_fields(self, fields, message):
     with self.assertRaisesRegex(InputError, message):
-      TextConfig("any.txt", **fields)
+      TextConfig(self.write("any text"), **fields).make(3)

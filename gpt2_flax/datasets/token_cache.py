@@ -1,0 +1,169 @@
+"""Text files as token ids on disk: made once in bounded memory, then memory-mapped.
+
+A cache is a folder named by a hash of the files' content and of how they are cut, so a
+changed text is another cache, and an unchanged one is found from anywhere.
+"""
+
+import codecs
+from collections.abc import Iterable, Iterator
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import tqdm
+
+from gpt2_flax import tokenizers
+from gpt2_flax.cache import cache_folder
+from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+
+FORMAT = 1  # counts up whenever the same text would be cut or stored differently
+PIECE_BYTES = 1 << 20
+BPE_TRAINING_PIECES = 64  # the first 64 MiB say enough about which pairs are frequent
+
+
+def tokenize(
+  files: list[pathlib.Path], tokenizer: str, bpe_vocab_size: int
+) -> tuple[np.ndarray, Tokenizer]:
+  """All tokens of the files, one after the other, and what cut them.
+
+  Args:
+    tokenizer: "char", "byte", "bpe", or a tokenizer.json or its folder.
+    bpe_vocab_size: of a tokenizer that is trained here.
+
+  Returns:
+    uint16 or uint32 [N], memory-mapped.
+
+  Raises:
+    InputError: a file cannot be read, is empty or not UTF-8, or no such tokenizer.
+  """
+  ready = _read_tokenizer(tokenizer)
+  about = [FORMAT, tokenizer if ready is None else tokenizers.dumps(ready)]
+  about += [bpe_vocab_size] if tokenizer == "bpe" else []
+  folder = cache_folder() / f"tokens-{_content_hash(files, about)}"
+  if not folder.exists():
+    _build(folder, files, ready or _make_tokenizer(tokenizer, files, bpe_vocab_size))
+  tokenizer = tokenizers.load(folder / "tokenizer.json")
+  path = folder / "tokens.bin"
+  return np.memmap(path, _dtype(tokenizer), "r"), tokenizer
+
+
+def _dtype(tokenizer: Tokenizer) -> type[np.integer]:
+  return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+
+
+def _read_tokenizer(name: str) -> Tokenizer | None:
+  """A tokenizer that is there already, or None for one made from the text."""
+  if name in ("char", "byte", "bpe"):
+    return None
+  path = pathlib.Path(name)
+  path = path / "tokenizer.json" if path.is_dir() else path
+  if not path.is_file():
+    allowed = ("char", "byte", "bpe", "a tokenizer.json or its folder")
+    raise unknown_name("data.tokenizer", name, allowed)
+  return tokenizers.load(path)
+
+
+def _make_tokenizer(
+  name: str, files: list[pathlib.Path], bpe_vocab_size: int
+) -> Tokenizer:
+  match name:
+    case "byte":
+      return ByteTokenizer()
+    case "char":
+      characters = set()
+      for piece in _pieces(files):
+        characters.update(piece)
+      return CharTokenizer("".join(characters))
+  pieces = itertools.islice(_pieces(files), BPE_TRAINING_PIECES)
+  return BPETokenizer.train(pieces, bpe_vocab_size)
+
+
+def _blocks(file: pathlib.Path) -> Iterator[bytes]:
+  try:
+    with file.open("rb") as opened:
+      while block := opened.read(PIECE_BYTES):
+        yield block
+  except OSError as error:
+    raise InputError(f"data.path: cannot read {file}: {error.strerror}") from error
+
+
+def _content_hash(files: list[pathlib.Path], about: list) -> str:
+  digest = hashlib.sha256(json.dumps(about).encode())
+  for file in files:
+    digest.update(b"file")
+    for block in _blocks(file):
+      digest.update(block)
+  return digest.hexdigest()[:32]
+
+
+def _pieces(files: Iterable[pathlib.Path]) -> Iterator[str]:
+  """The text in pieces of about a megabyte, cut after a line where there is one.
+
+  A byte pair never reaches over the end of a line that the next one follows directly,
+  so pieces give the same tokens as the whole.
+  """
+  for file in files:
+    # bytes, then decode: reading as text would turn "\r\n" into "\n"
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    rest, num_read = "", 0
+    try:
+      for block in _blocks(file):
+        num_read += len(block)
+        rest += decoder.decode(block)
+        end = rest.rfind("\n") + 1 or len(rest)
+        while 0 < end < len(rest) and rest[end].isspace():
+          end = rest.rfind("\n", 0, end - 1) + 1
+        if end:
+          yield rest[:end]
+          rest = rest[end:]
+      rest += decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+      where = num_read - len(error.object) + error.start
+      raise InputError(
+        f"data.path: {file} is not UTF-8: byte {where} is"
+        f" {error.object[error.start]:#04x}"
+      ) from error
+    if num_read == 0:
+      raise InputError(f"data.path: {file} is empty: must hold text")
+    if rest:
+      yield rest
+
+
+def _build(
+  folder: pathlib.Path, files: list[pathlib.Path], tokenizer: Tokenizer
+) -> None:
+  """Writes a cache; it appears under its name when it is whole."""
+  temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+  try:
+    temporary.mkdir(parents=True)
+    total = sum(file.stat().st_size for file in files)
+    with (
+      (temporary / "tokens.bin").open("wb") as out,
+      tqdm.tqdm(
+        desc="tokenizing",
+        total=total,
+        unit="B",
+        unit_scale=True,
+        disable=None,  # None: no bar where there is no terminal
+      ) as bar,
+    ):
+      for piece in _pieces(files):
+        out.write(np.array(tokenizer.encode(piece), _dtype(tokenizer)).tobytes())
+        bar.update(len(piece.encode()))
+      out.flush()
+      os.fsync(out.fileno())
+    (temporary / "tokenizer.json").write_text(tokenizers.dumps(tokenizer), "utf-8")
+    temporary.replace(folder)
+  except OSError as error:
+    if not folder.exists():  # else another run has just made the same cache
+      raise InputError(
+        f"the cache {folder} cannot be written: {error.strerror}: set XDG_CACHE_HOME"
+        " to another place"
+      ) from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,265 @@
+"""A folder as Hugging Face lays it out: its files, its config.json, its tokenizer.
+
+Nothing in it is trusted, and no weight is read here: only which tensors there are, in
+which file, of what shape and type. What they mean is for `pretrained` to say.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from absl import logging
+import numpy as np
+from safetensors import safe_open, SafetensorError
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.transformer import GPT2Config
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+HUB_FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", TOKENIZER)
+
+# Their key in config.json: (our field, what leaving the key out means).
+CONFIG_KEYS = {
+  "vocab_size": ("vocab_size", 50_257),
+  "n_positions": ("context_length", 1024),
+  "n_layer": ("num_layers", 12),
+  "n_head": ("num_heads", 12),
+  "n_embd": ("embed_dim", 768),
+  "n_inner": ("mlp_dim", 0),  # stored as null: 4 * n_embd
+  "activation_function": ("activation", "gelu_new"),
+  "layer_norm_epsilon": ("layer_norm_epsilon", 1e-5),
+  "tie_word_embeddings": ("tied_embeddings", True),
+  "scale_attn_weights": ("scale_attention", True),
+  "scale_attn_by_inverse_layer_idx": ("scale_attention_by_layer", False),
+}
+DROPOUT_KEYS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # left out: 0.1
+ALIASES = {
+  "max_position_embeddings": "n_positions",
+  "num_hidden_layers": "n_layer",
+  "num_attention_heads": "n_head",
+  "hidden_size": "n_embd",
+}
+ACTIVATIONS = {
+  "gelu_new": "gelu_tanh",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu": "gelu",
+  "relu": "relu",
+}
+
+
+class StoredTensor(NamedTuple):
+  """A tensor in an open file.
+
+  Attributes:
+    path: of the file.
+    name: in the file.
+    shape: as the header has it.
+    dtype: as the header has it: "F32", "BF16", ...
+    file: the open file.
+  """
+
+  path: pathlib.Path
+  name: str
+  shape: list[int]
+  dtype: str
+  file: Any
+
+  def read(self) -> np.ndarray:
+    """The values; the only thing here that reads any."""
+    return self.file.get_tensor(self.name)
+
+
+def find_folder(name_or_path: str) -> pathlib.Path:
+  """The folder of that name, or else the hub's repository, downloaded."""
+  folder = pathlib.Path(name_or_path)
+  if folder.exists():
+    return folder
+  import huggingface_hub  # slow to import, and a folder does not need it
+
+  try:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(HUB_FILES))
+    )
+  except Exception as error:  # whatever its network library raises, too
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    raise InputError(
+      f"{name_or_path}: no such folder, and not to be had from the Hugging Face hub"
+      f" ({reason})"
+    ) from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file."""
+  try:
+    values = json.loads(path.read_text("utf-8"))
+  except FileNotFoundError as error:
+    raise InputError(f"{path} is missing") from error
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}") from error
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{path} is not JSON: {error}") from error
+  if not isinstance(values, dict):
+    raise InputError(f"{path} is not a JSON object")
+  return values
+
+
+def open_weights(
+  folder: pathlib.Path, stack: contextlib.ExitStack
+) -> dict[str, StoredTensor]:
+  """Every tensor by its name; `stack` keeps their files open.
+
+  Raises:
+    InputError: there are no safetensors, a file is damaged or missing, or the index
+      of a sharded model does not agree with the shards.
+  """
+  if (folder / WEIGHTS).exists():
+    return _open_file(folder / WEIGHTS, stack)
+  if not (folder / INDEX).exists():
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    why = f": {pickles[0]} is a pickle, which is never read" if pickles else ""
+    raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}{why}")
+  shard_of = _read_index(folder / INDEX)
+  stored = {}
+  for shard in sorted(set(shard_of.values())):
+    for name, tensor in _open_file(folder / shard, stack).items():
+      if shard_of.get(name) != shard:
+        raise InputError(
+          f"{folder / INDEX}: {name} is in {shard}, the index says"
+          f" {shard_of.get(name, 'nothing of it')}"
+        )
+      stored[name] = tensor
+  for name, shard in shard_of.items():
+    if name not in stored:
+      raise InputError(f"{folder / INDEX}: {name} is not in {shard}")
+  return stored
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+  """Tensor -> shard; each shard is the bare name of a file beside the index."""
+  shard_of = read_json(path).get("weight_map")
+  if not isinstance(shard_of, dict):
+    raise InputError(f"{path} has no weight_map")
+  for name, shard in shard_of.items():
+    if not (isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard)):
+      raise InputError(
+        f"{path}: {name} is in {shard!r}: must be a .safetensors file in this folder"
+      )
+  return shard_of
+
+
+def _open_file(
+  path: pathlib.Path, stack: contextlib.ExitStack
+) -> dict[str, StoredTensor]:
+  try:
+    file = stack.enter_context(safe_open(path, framework="numpy"))
+  except FileNotFoundError as error:
+    raise InputError(f"{path} is missing") from error
+  except (OSError, SafetensorError) as error:
+    raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+  stored = {}
+  for name in file.keys():  # noqa: SIM118 (a file, not a dict)
+    header = file.get_slice(name)
+    shape, dtype = header.get_shape(), header.get_dtype()
+    stored[name] = StoredTensor(path, name, shape, dtype, file)
+  return stored
+
+
+def read_config(path: pathlib.Path) -> GPT2Config:
+  """Their config as ours; an InputError names the key that has no counterpart."""
+  found = read_json(path)
+  if found.get("model_type") != "gpt2":
+    raise InputError(f"{path}: model_type is {found.get('model_type')!r}: must be gpt2")
+  for alias, key in ALIASES.items():
+    if alias in found and found.setdefault(key, found[alias]) != found[alias]:
+      raise InputError(f"{path}: {alias} is {found[alias]}, but {key} is {found[key]}")
+  if found.get("n_inner", 0) is None:
+    del found["n_inner"]
+
+  def checked(key: str, default: Any) -> Any:
+    value = found.get(key, default)
+    if type(default) is float and type(value) is int and 0 <= value <= 1:
+      value = float(value)
+    if type(value) is not type(default):
+      kind = type(default).__name__
+      raise InputError(f"{path}: {key} is {value!r}: must be of type {kind}")
+    if type(value) is int and key in found and value < 1:
+      raise InputError(f"{path}: {key} is {value}: must be at least 1")
+    return value
+
+  if checked("add_cross_attention", False):
+    raise InputError(f"{path}: add_cross_attention is true: must be false")
+  fields = {
+    ours: checked(theirs, default) for theirs, (ours, default) in CONFIG_KEYS.items()
+  }
+  if fields["activation"] not in ACTIVATIONS:
+    raise unknown_name(
+      f"activation_function in {path}", fields["activation"], ACTIVATIONS
+    )
+  fields["activation"] = ACTIVATIONS[fields["activation"]]
+  rates = {key: checked(key, 0.1) for key in DROPOUT_KEYS}
+  fields["dropout_rate"] = rates["resid_pdrop"]
+  if len(set(rates.values())) > 1:
+    logging.warning("%s: dropout rates differ, so none is used: %s", path, rates)
+    fields["dropout_rate"] = 0.0
+  try:
+    return GPT2Config(positional_encoding="learned", **fields)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from error
+
+
+def config_json(config: GPT2Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
+  """Our config as theirs. One token starts and ends a text, as in GPT-2."""
+  values = {theirs: getattr(config, ours) for theirs, (ours, _) in CONFIG_KEYS.items()}
+  values["n_inner"] = config.mlp_dim or None
+  values["activation_function"] = next(
+    theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation
+  )
+  values |= dict.fromkeys(DROPOUT_KEYS, config.dropout_rate)
+  if tokenizer is None:  # all that can be known is GPT-2's own vocabulary
+    end_of_text = 50_256 if config.vocab_size == 50_257 else None
+  else:
+    end_of_text = getattr(tokenizer, "end_of_text_id", tokenizer.start_id)
+  return {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    **values,
+    "bos_token_id": end_of_text,
+    "eos_token_id": end_of_text,
+  }
+
+
+def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+  """Ours as a tokenizer of the `tokenizers` library, with the very same ids."""
+  if not hasattr(tokenizer, "save"):  # one that saves itself is one already
+    tokenizer = _hub_tokenizer(tokenizer)
+  tokenizer.save(str(folder / TOKENIZER))
+  about = {"tokenizer_class": "PreTrainedTokenizerFast"}  # any tokenizer.json
+  (folder / "tokenizer_config.json").write_text(json.dumps(about) + "\n", "utf-8")
+
+
+def _hub_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+  match tokenizer.kind:
+    case "word":
+      ids = {word: i for i, word in enumerate(("<s>", *tokenizer.words))}
+      theirs = tokenizers.Tokenizer(models.WordLevel(ids))
+      theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+      theirs.add_special_tokens(["<s>"])
+    case "char":
+      ids = {character: i for i, character in enumerate(tokenizer.characters)}
+      theirs = tokenizers.Tokenizer(models.WordLevel(ids))
+      any_character = tokenizers.Regex(r"[\s\S]")
+      theirs.pre_tokenizer = pre_tokenizers.Split(any_character, "isolated")
+      theirs.decoder = decoders.Fuse()
+    case "byte":  # no pieces and no merges: all that is left is to fall back to bytes
+      ids = {f"<0x{byte:02X}>": byte for byte in range(256)}
+      theirs = tokenizers.Tokenizer(models.BPE(ids, [], byte_fallback=True))
+      theirs.decoder = decoders.ByteFallback()
+  return theirs

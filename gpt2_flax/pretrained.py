@@ -1,0 +1,292 @@
+"""6. Published weights, in and out: the same model in Hugging Face's folder layout.
+
+    model, params = load("openai-community/gpt2")
+    save("folder", model, params)
+
+A folder holds config.json and model.safetensors, or shards and an index of them. The
+names and shapes in their headers are compared with the config before any value is
+read; then one tensor at a time goes to its place. Pickles (pytorch_model.bin) are
+never opened: reading one runs the code in it.
+
+Axes: T position, H heads, K head_dim, D embed_dim, F mlp_dim, V vocab_size.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+import safetensors.numpy
+
+from gpt2_flax import tokenizers
+from gpt2_flax.errors import InputError
+from gpt2_flax.hub_folder import (
+  CONFIG,
+  config_json,
+  find_folder,
+  open_weights,
+  read_config,
+  StoredTensor,
+  TOKENIZER,
+  WEIGHTS,
+  write_tokenizer,
+)
+from gpt2_flax.positional_encoding import PositionalEncoding
+from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.transformer import GPT2, GPT2Config
+
+# Their tensor: (our parameter, its axes as stored). Their kernels are [in, out], like
+# ours; `*` is query, key and value, which they keep side by side in one tensor.
+OUTER_TENSORS = {
+  "wte.weight": ("token_embedding/embedding", "V D"),
+  "wpe.weight": ("positional_encoding/embedding/embedding", "T D"),
+  "ln_f.weight": ("final_norm/scale", "D"),
+  "ln_f.bias": ("final_norm/bias", "D"),
+}
+BLOCK_TENSORS = {
+  "ln_1.weight": ("attention_norm/scale", "D"),
+  "ln_1.bias": ("attention_norm/bias", "D"),
+  "attn.c_attn.weight": ("attention/heads/*/kernel", "D 3D"),
+  "attn.c_attn.bias": ("attention/heads/*/bias", "3D"),
+  "attn.c_proj.weight": ("attention/output/kernel", "D D"),
+  "attn.c_proj.bias": ("attention/output/bias", "D"),
+  "ln_2.weight": ("feed_forward_norm/scale", "D"),
+  "ln_2.bias": ("feed_forward_norm/bias", "D"),
+  "mlp.c_fc.weight": ("feed_forward/expand/kernel", "D F"),
+  "mlp.c_fc.bias": ("feed_forward/expand/bias", "F"),
+  "mlp.c_proj.weight": ("feed_forward/contract/kernel", "F D"),
+  "mlp.c_proj.bias": ("feed_forward/contract/bias", "D"),
+}
+OUTPUT_TENSOR = {"lm_head.weight": ("output_embedding/embedding", "V D")}
+PREFIX = "transformer."  # of all but lm_head.weight; some files leave it out
+MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # constants that old files hold
+FLOATS = ("F32", "F16", "BF16")
+
+
+def load(name_or_path: str | os.PathLike) -> tuple[GPT2, Any]:
+  """The model in a folder, or in a repository of the Hugging Face hub.
+
+  Values are float32, whatever they are stored as. A config with three different
+  dropout rates gives a model with none, and a warning: ours has one for all places.
+
+  Args:
+    name_or_path: a folder where there is one of that name, else the id of a
+      repository ("openai-community/gpt2-medium"), which is downloaded once.
+
+  Returns:
+    The model, and params as `model.init` would give them, without the axis names.
+
+  Raises:
+    InputError: names the file, the key or tensor, what was found and expected.
+  """
+  folder = find_folder(os.fspath(name_or_path))
+  config = read_config(folder / CONFIG)
+  flat = {}
+  with contextlib.ExitStack() as stack:
+    stored = _without_prefix(open_weights(folder, stack))
+    layout = _check(stored, config, folder)
+    for name, (ours, _) in layout.items():
+      value = stored[name].read()
+      values = _split(value, config) if "*" in ours else [value]
+      for part, part_value in zip(_parts(ours), values, strict=True):
+        # jnp.array copies, so that neither the file nor `value` is held on to
+        flat[part] = jnp.array(np.ascontiguousarray(part_value, np.float32))
+  if config.tied_embeddings and "lm_head.weight" in layout:
+    output = flat.pop("output_embedding/embedding")
+    if not jnp.array_equal(output, flat["token_embedding/embedding"]):
+      raise InputError(
+        f"{folder / CONFIG}: tie_word_embeddings is true: lm_head.weight must be"
+        " equal to wte.weight, or not there"
+      )
+  return GPT2(config), {"params": traverse_util.unflatten_dict(flat, sep="/")}
+
+
+def save(
+  folder: str | os.PathLike,
+  model: GPT2,
+  params: Any,
+  tokenizer: Tokenizer | None = None,
+) -> None:
+  """Writes a folder that `load` reads, and transformers' `from_pretrained`.
+
+  Positions that are not learned are written as the table that they amount to; after
+  sinusoidal ones the token embeddings are untied, as they are scaled on their way in
+  only. The config's dtype is not written: weights are float32, activations may be.
+
+  Args:
+    folder: new or empty. It appears when all is in it.
+    params: as `load` or `model.init` gives them.
+
+  Raises:
+    InputError: there is something in the folder, it cannot be written, or params are
+      not this model's.
+  """
+  folder = pathlib.Path(folder).resolve()
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise InputError(f"{folder} is not empty: choose a new folder")
+  params = nn.meta.unbox(params)
+  _check_params(params, model)
+  config, flat = _with_learned_positions(
+    model.config, traverse_util.flatten_dict(params["params"], sep="/")
+  )
+  tensors = _tensors(config, flat)
+  config_text = json.dumps(config_json(config, tokenizer), indent=2) + "\n"
+  temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  try:
+    temporary.mkdir(parents=True)
+    (temporary / CONFIG).write_text(config_text, "utf-8")
+    safetensors.numpy.save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
+    (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)  # it was 0600
+    if tokenizer is not None:
+      write_tokenizer(temporary, tokenizer)
+    for path in temporary.iterdir():
+      with path.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(folder)
+  except (OSError, SafetensorError) as error:
+    raise InputError(f"{folder} cannot be written: {error}") from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _layout(config: GPT2Config) -> dict[str, tuple[str, str]]:
+  """As OUTER_TENSORS, for all tensors of a model."""
+  layout = dict(OUTER_TENSORS)
+  for layer in range(config.num_layers):
+    for theirs, (ours, axes) in BLOCK_TENSORS.items():
+      layout[f"h.{layer}.{theirs}"] = (f"blocks_{layer}/{ours}", axes)
+  return layout if config.tied_embeddings else layout | OUTPUT_TENSOR
+
+
+def _parts(ours: str) -> list[str]:
+  if "*" not in ours:
+    return [ours]
+  return [ours.replace("*", part) for part in ("query", "key", "value")]
+
+
+def _split(packed: np.ndarray, config: GPT2Config) -> np.ndarray:
+  """Queries, keys and values, head by head: [..., 3D] -> [3, H, ..., K]."""
+  axes = (*packed.shape[:-1], 3, config.num_heads, config.head_dim)
+  return np.moveaxis(packed.reshape(axes), (-3, -2), (0, 1))
+
+
+def _join(parts: np.ndarray) -> np.ndarray:
+  """The inverse of `_split`: [3, H, ..., K] -> [..., 3D]."""
+  packed = np.moveaxis(parts, (0, 1), (-3, -2))
+  return packed.reshape(*packed.shape[:-3], -1)
+
+
+def _without_prefix(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+  """The tensors by the names that the tables above have, without old files' masks."""
+  renamed = {}
+  for full_name, tensor in stored.items():
+    name = full_name.removeprefix(PREFIX)
+    if name in renamed:
+      raise InputError(f"{tensor.path} has both {name} and {PREFIX}{name}")
+    if not MASKS.fullmatch(name):
+      renamed[name] = tensor
+  return renamed
+
+
+def _check(
+  stored: Mapping[str, StoredTensor], config: GPT2Config, folder: pathlib.Path
+) -> dict[str, tuple[str, str]]:
+  """The layout of the weights, once it is sure that they are what config says."""
+  layers = {match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))}
+  if len(layers) != config.num_layers:
+    raise InputError(
+      f"{folder / CONFIG}: n_layer is {config.num_layers}: the weights have"
+      f" {len(layers)} layers"
+    )
+  layout = _layout(config)
+  if "lm_head.weight" in stored:
+    layout |= OUTPUT_TENSOR  # where tied, a second copy of wte.weight
+  sizes = {
+    "V": config.vocab_size,
+    "T": config.context_length,
+    "D": config.embed_dim,
+    "3D": 3 * config.embed_dim,
+    "F": config.mlp_dim or 4 * config.embed_dim,
+  }
+  for name, tensor in stored.items():
+    if name not in layout:
+      raise InputError(
+        f"{tensor.path}: {tensor.name} is not part of the model that {CONFIG} describes"
+      )
+  for name, (_, axes) in layout.items():
+    if name not in stored:
+      raise InputError(f"{folder}: the weights have no {name}")
+    tensor, shape = stored[name], [sizes[axis] for axis in axes.split()]
+    where = f"{tensor.path}: {tensor.name}"
+    if tensor.shape != shape:
+      raise InputError(f"{where} is {tensor.shape}: must be {shape} by {CONFIG}")
+    if tensor.dtype not in FLOATS:
+      raise InputError(f"{where} is {tensor.dtype}: must be {' or '.join(FLOATS)}")
+  return layout
+
+
+def _check_params(params: Any, model: GPT2) -> None:
+  """Raises an InputError unless params are what `model.init` gives."""
+
+  def shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {
+      jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+      for path, leaf in paths
+    }
+
+  token = jnp.zeros((1, 1), jnp.int32)
+  init = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), token)))
+  expected, found = shapes(init), shapes(params)
+  for name in sorted(expected.keys() | found.keys()):
+    if found.get(name) != expected.get(name):
+      raise InputError(
+        f"params: {name} is {found.get(name, 'missing')}: must be"
+        f" {expected.get(name, 'left out')}"
+      )
+
+
+def _with_learned_positions(
+  config: GPT2Config, flat: Mapping[str, Any]
+) -> tuple[GPT2Config, dict[str, Any]]:
+  """The same function of tokens, written as GPT-2 has it."""
+  if config.positional_encoding == "learned":
+    return config, dict(flat)
+  encoding = PositionalEncoding(config.positional_encoding)
+  positions = jnp.arange(config.context_length)[None]
+  table_1TD = encoding.apply({}, positions, config.embed_dim, method="encode")
+  learned = dict(flat) | {"positional_encoding/embedding/embedding": table_1TD[0]}
+  if config.positional_encoding == "sinusoidal":
+    # Our model scales the embeddings on their way in, not out: two tables.
+    embedding_VD = flat["token_embedding/embedding"]
+    learned["token_embedding/embedding"] = embedding_VD * config.embed_dim**0.5
+    learned.setdefault("output_embedding/embedding", embedding_VD)
+    config = dataclasses.replace(config, tied_embeddings=False)
+  return dataclasses.replace(config, positional_encoding="learned"), learned
+
+
+def _tensors(config: GPT2Config, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The parameters under their names, as they are stored."""
+  tensors = {}
+  for name, (ours, _) in _layout(config).items():
+    values = [flat[part] for part in _parts(ours)]
+    value = _join(np.stack(values)) if "*" in ours else values[0]
+    name = name if name in OUTPUT_TENSOR else PREFIX + name
+    tensors[name] = np.ascontiguousarray(value, np.float32)
+  return tensors
+
+
+def load_tokenizer(name_or_path: str | os.PathLike) -> Tokenizer:
+  """The tokenizer that lies beside the weights."""
+  return tokenizers.load(find_folder(os.fspath(name_or_path)) / TOKENIZER)

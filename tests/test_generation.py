@@ -1,0 +1,268 @@
+import functools
+import itertools
+import math
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.generation import (
+  _bucket,
+  CHUNK,
+  decode,
+  empty_cache,
+  generate,
+  prefill,
+  sample_token,
+  Sampling,
+  stream,
+)
+from gpt2_flax.transformer import GPT2, GPT2Config
+
+GREEDY = Sampling(temperature=0)
+CONTEXT_LENGTH = 40
+NUM_TOKENS = CHUNK + 2
+# Not in order; the largest sum to 0.5, 0.7, 0.85, 0.95.
+PROBABILITIES = np.array([0.05, 0.2, 0.5, 0.1, 0.15])
+
+
+@functools.cache
+def model_and_params():
+  config = GPT2Config(
+    vocab_size=11,
+    context_length=CONTEXT_LENGTH,
+    num_layers=2,
+    num_heads=2,
+    embed_dim=8,
+    positional_encoding="learned",  # has no vector for a position that is not there
+  )
+  model = GPT2(config)
+  params = nn.unbox(jax.jit(model.init)(random_key(0), jnp.zeros((1, 1), int)))
+  # Weights so large that the next token depends on all before it.
+  return model, jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 40 * leaf, params)
+
+
+def random_key(seed):
+  """XLA compiles this generator in a quarter of the default one's time."""
+  return jax.random.key(seed, impl="unsafe_rbg")
+
+
+def prompt(length):
+  return np.random.default_rng(length).integers(0, 11, length).tolist()
+
+
+@functools.cache
+def model_at():
+  model, params = model_and_params()
+  return jax.jit(lambda tokens, position: model.apply(params, tokens)[0, position])
+
+
+def continue_naively(text, num_tokens, repetition_penalty=1.0):
+  """Greedy; the whole window through the model for each token, with no cache.
+
+  What comes after a token cannot change its logits, so the window is filled up on
+  the right to one length. A full window goes on with its newer half.
+  """
+  text, window = list(text), list(text)
+  for _ in range(num_tokens):
+    if len(window) >= CONTEXT_LENGTH:
+      window = window[-CONTEXT_LENGTH // 2 :]
+    filled = np.zeros((1, CONTEXT_LENGTH), np.int32)
+    filled[0, : len(window)] = window
+    logits = np.array(model_at()(filled, len(window) - 1))
+    for token in set(window):
+      if logits[token] > 0:
+        logits[token] /= repetition_penalty
+      else:
+        logits[token] *= repetition_penalty
+    text.append(int(logits.argmax()))
+    window.append(text[-1])
+  return text[-num_tokens:]
+
+
+def continue_(prompts, num_tokens=NUM_TOKENS, sampling=GREEDY, **kwargs):
+  model, params = model_and_params()
+  return generate(
+    model, params, prompts, num_tokens=num_tokens, sampling=sampling, **kwargs
+  )
+
+
+class GenerateTest(chex.TestCase):
+  RAGGED = tuple(prompt(length) for length in (1, 3, 8))
+
+  def test_greedy_equals_the_naive_loop_alone_and_in_a_ragged_batch(self):
+    naive = [continue_naively(text, NUM_TOKENS) for text in self.RAGGED]
+    self.assertEqual(continue_(self.RAGGED), naive)
+    self.assertEqual([continue_([text])[0] for text in self.RAGGED], naive)
+    self.assertGreater(len(np.unique(naive)), 3)  # not one token over and over
+
+  def test_a_full_context_stops_or_slides(self):
+    naive = continue_naively(prompt(8), 60)
+    self.assertEqual(continue_([prompt(8)], 60, overflow="slide"), [naive])
+    # As many tokens as there are positions, the last one included.
+    self.assertEqual(continue_([prompt(8)], 60), [naive[: CONTEXT_LENGTH - 8]])
+
+  def test_a_prompt_longer_than_the_context_slides_too(self):
+    self.assertEqual(
+      continue_([prompt(50)], 5, overflow="slide"), [continue_naively(prompt(50), 5)]
+    )
+
+  def test_a_repetition_penalty_counts_the_prompt(self):
+    sampling = Sampling(temperature=0, repetition_penalty=5.0)
+    penalised = continue_naively(prompt(4), NUM_TOKENS, repetition_penalty=5.0)
+    self.assertEqual(continue_([prompt(4)], sampling=sampling), [penalised])
+    self.assertNotEqual(penalised, continue_naively(prompt(4), NUM_TOKENS))
+
+  def test_a_stop_token_ends_its_row_alone(self):
+    whole = continue_(self.RAGGED, CONTEXT_LENGTH, overflow="slide")
+    stop = next(token for token in whole[1] if token not in whole[2])
+    ends = [row.index(stop) + 1 if stop in row else len(row) for row in whole]
+    self.assertLess(ends[1], CHUNK)
+    self.assertEqual(
+      continue_(self.RAGGED, CONTEXT_LENGTH, overflow="slide", stop_ids=[stop]),
+      [row[:end] for row, end in zip(whole, ends, strict=True)],
+    )
+
+  def test_a_stream_is_the_text_in_pieces(self):
+    model, params = model_and_params()
+    pieces = list(
+      stream(model, params, self.RAGGED, num_tokens=NUM_TOKENS, sampling=GREEDY)
+    )
+    self.assertGreater(len(pieces), 1)
+    joined = [list(itertools.chain(*row)) for row in zip(*pieces, strict=True)]
+    self.assertEqual(joined, continue_(self.RAGGED))
+
+  def test_the_key_decides_the_tokens(self):
+    blind = Sampling(temperature=1e6)  # nothing but the key matters
+    one, again, other = (
+      continue_([prompt(4)] * 3, sampling=blind, key=random_key(seed))
+      for seed in (1, 1, 2)
+    )
+    self.assertEqual(one, again)
+    self.assertNotEqual(one, other)
+    self.assertNotEqual(one[0], one[1])  # each row draws its own
+    begun, continued = ([row[at : at + 2] for row in one] for at in (0, CHUNK))
+    self.assertNotEqual(begun, continued)
+    self.assertContainsSubset(itertools.chain(*one), range(11))
+
+  def test_only_the_most_probable_token_is_greedy(self):
+    hot = Sampling(temperature=5.0, top_k=1)
+    self.assertEqual(
+      continue_([prompt(5)], sampling=hot, key=random_key(3)), continue_([prompt(5)])
+    )
+
+  def test_a_length_in_the_same_bucket_does_not_compile_anew(self):
+    def compiled(length):
+      continue_([prompt(length)])
+      return prefill._cache_size(), decode._cache_size()
+
+    first = compiled(5)
+    self.assertEqual([compiled(length) for length in (6, 8, 1)], [first] * 3)
+
+  @parameterized.parameters(
+    (dict(prompts=[]), "at least one token"),
+    (dict(prompts=[[]]), "at least one token"),
+    (dict(prompts=[[1], []]), "at least one token"),
+    (dict(num_tokens=0), "num_tokens is 0"),
+    (dict(prompts=[[1], [1] * 40]), "a prompt has 40 tokens.*context_length.* 40"),
+    (dict(sampling=Sampling()), "key is None"),
+    (dict(overflow="slid"), "overflow 'slid': did you mean 'slide'"),
+  )
+  def test_refuses(self, arguments, message):
+    with self.assertRaisesRegex(InputError, message):
+      continue_(**(dict(prompts=[[1]], num_tokens=1) | arguments))
+
+
+class SamplingTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.named_parameters(
+    ("plain", Sampling(), [0, 1, 2, 3, 4]),
+    ("cold", Sampling(temperature=0.5), [0, 1, 2, 3, 4]),
+    ("hot", Sampling(temperature=2.0), [0, 1, 2, 3, 4]),
+    ("top_k", Sampling(top_k=3), [1, 2, 4]),
+    ("top_k_above_vocab_size", Sampling(top_k=9), [0, 1, 2, 3, 4]),
+    ("top_p", Sampling(top_p=0.6), [1, 2]),
+    ("top_p_of_one_token", Sampling(top_p=0.4), [2]),
+    # Hot, the three largest have 0.74 of the mass, the four largest 0.89.
+    ("hot_top_p", Sampling(temperature=2.0, top_p=0.8), [1, 2, 3, 4]),
+    ("min_p", Sampling(min_p=0.25), [1, 2, 4]),
+    ("min_p_of_one_token", Sampling(min_p=0.9), [2]),
+    # Of the two that top_k leaves, 2 has 5/7 of the mass.
+    ("top_k_then_top_p", Sampling(top_k=2, top_p=0.7), [2]),
+    # At least 0.35 of 0.5: 0.175; hot, of 0.5 ** 0.5: a token of 0.06 or more.
+    ("min_p", Sampling(min_p=0.35), [1, 2]),
+    ("hot_min_p", Sampling(temperature=2.0, min_p=0.35), [1, 2, 3, 4]),
+  )
+  def test_frequencies_are_those_of_the_allowed_tokens(self, sampling, allowed):
+    logits = 7 + np.log(PROBABILITIES)  # a constant in the logits changes nothing
+    sample = self.variant(sample_token, static_argnums=2)
+    tokens = sample(random_key(0), np.tile(logits.astype("f4"), (20_000, 1)), sampling)
+    chex.assert_shape(tokens, (20_000,))
+    chex.assert_type(tokens, jnp.int32)
+    expected = np.zeros(5)
+    expected[allowed] = PROBABILITIES[allowed] ** (1 / sampling.temperature)
+    expected /= expected.sum()
+    frequencies = np.bincount(tokens, minlength=5) / 20_000
+    chex.assert_trees_all_equal(frequencies > 0, expected > 0)
+    chex.assert_trees_all_close(frequencies, expected, atol=0.02, rtol=0)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_each_row_is_cut_by_its_own_logits(self):
+    logits = np.random.default_rng(1).normal(size=(200, 7)).astype("f4")
+    best = np.argsort(-logits)
+    sample = self.variant(sample_token, static_argnums=2)
+    key = random_key(2)
+    for sampling in (GREEDY, Sampling(top_k=1), Sampling(top_p=1e-6)):
+      chex.assert_trees_all_equal(
+        sample(key, logits, sampling), best[:, 0].astype("i4")
+      )
+    tokens = np.asarray(sample(key, logits, Sampling(temperature=3.0, top_k=2)))
+    self.assertTrue(np.all((tokens == best[:, 0]) | (tokens == best[:, 1])))
+    self.assertBetween(np.mean(tokens == best[:, 1]), 0.1, 0.6)
+
+  def test_the_repetition_penalty_is_on_what_was_seen(self):
+    logits = np.array([[2.0, 1.5, -1.0], [-1.0, -1.2, -3.0]], "f4")
+    sampling = Sampling(temperature=0, repetition_penalty=2.0)
+    for seen, expected in (
+      ([[False] * 3] * 2, [0, 0]),
+      ([[True, False, False]] * 2, [1, 1]),  # 2 / 2 < 1.5, and -1 * 2 < -1.2
+      ([[True] * 3] * 2, [0, 0]),
+    ):
+      tokens = sample_token(random_key(0), logits, sampling, np.array(seen))
+      self.assertEqual(tokens.tolist(), expected)
+
+  @parameterized.parameters(
+    ("temperature", -1.0),
+    ("temperature", math.nan),
+    ("top_k", -1),
+    ("top_p", 0.0),
+    ("top_p", 1.5),
+    ("top_p", math.nan),
+    ("min_p", -0.1),
+    ("repetition_penalty", 0.0),
+    ("min_p", 1.1),
+    ("repetition_penalty", 0.0),
+  )
+  def test_a_bad_setting_is_refused_by_field_and_value(self, field, value):
+    with self.assertRaisesRegex(InputError, f"{field} is {value}: must be"):
+      Sampling(**{field: value})
+
+
+class CacheTest(chex.TestCase):
+  @parameterized.parameters("float32", "bfloat16")
+  def test_empty_cache(self, dtype):
+    config = GPT2Config(num_layers=3, num_heads=2, embed_dim=8, dtype=dtype)
+    cache = empty_cache(config, batch_size=5, num_slots=7)
+    self.assertLen(cache, 3)
+    chex.assert_tree_shape_prefix(cache, (2, 5, 7, 4))
+    for leaf in jax.tree.leaves(cache):
+      chex.assert_type(leaf, jnp.dtype(dtype))
+      self.assertFalse(leaf.any())
+
+  @parameterized.parameters((1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (70, 100))
+  def test_bucket(self, length, expected):
+    self.assertEqual(_bucket(length, most=100), expected)

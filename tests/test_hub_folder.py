@@ -1,0 +1,300 @@
+import contextlib
+import json
+import pathlib
+import shutil
+import tempfile
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+import huggingface_hub.utils
+import tokenizers
+
+from gpt2_flax import GPT2Config, hub_folder, InputError
+from gpt2_flax.tokenizers import (
+  BPETokenizer,
+  ByteTokenizer,
+  CharTokenizer,
+  WordTokenizer,
+)
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD, LAST_SHARD = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+WTE = "transformer.wte.weight"
+
+# Changes to config.json, and what the one line must say.
+BAD_CONFIGS = {
+  "other_model": ({"model_type": "llama"}, "model_type is 'llama': must be gpt2"),
+  "no_model_type": ({"model_type": None}, "model_type is None: must be gpt2"),
+  "encoder": ({"add_cross_attention": True}, "add_cross_attention is true: must be"),
+  "activation": ({"activation_function": "gelu_nwe"}, "did you mean 'gelu_new'?"),
+  "activation_type": ({"activation_function": []}, "activation_function is []: must"),
+  "text": ({"n_layer": "2"}, "n_layer is '2': must be of type int"),
+  "number": ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1: must be of type"),
+  "flag": ({"n_inner": True}, "n_inner is True: must be of type int"),
+  "null": ({"n_embd": None}, "n_embd is None: must be of type int"),
+  "zero": ({"n_head": 0}, "n_head is 0: must be at least 1"),
+  "negative": ({"n_inner": -1}, "n_inner is -1: must be at least 1"),
+  "heads": ({"n_head": 3}, "model.embed_dim is 16: must be divisible by"),
+  "epsilon": ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0.0: must be in"),
+  "not_finite": ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
+  "no_float": ({"layer_norm_epsilon": 10**400}, "must be of type float"),
+  "dropout": (dict.fromkeys(hub_folder.DROPOUT_KEYS, 1.0), "dropout_rate is 1.0"),
+  "alias": ({"num_attention_heads": 4}, "num_attention_heads is 4, but n_head is 2"),
+}
+BAD_JSON = {
+  "empty": (b"", "is not JSON"),
+  "cut_short": (b'{"n_layer": 2', "is not JSON"),
+  "not_text": (b"\xff\xfe", "is not JSON"),
+  "too_deep": (b"[" * 100_000, "is not JSON"),
+  "list": (b"[]", "is not a JSON object"),
+}
+# What model.safetensors becomes, given what it was.
+BAD_WEIGHTS = {
+  "tail_missing": lambda content: content[:-1],
+  "half_a_header": lambda content: content[:100],
+  "empty": lambda content: b"",
+  "git_lfs_pointer": lambda content: b"version https://git-lfs.github.com/spec/v1\n",
+  "more_than_there_should_be": lambda content: content + b"\0",
+}
+# Changes to the weight_map of an index, and what the one line must say.
+BAD_INDICES = {
+  "parent": ({WTE: f"../{WEIGHTS}"}, f"{WTE} is in '../{WEIGHTS}': must be a"),
+  "inner": ({WTE: f"a/{WEIGHTS}"}, "must be a .safetensors file in this folder"),
+  "absolute": ({WTE: f"/{WEIGHTS}"}, f"{WTE} is in '/{WEIGHTS}': must be a"),
+  "backslash": ({WTE: f"..\\{WEIGHTS}"}, "must be a .safetensors file in this folder"),
+  "newline": ({WTE: f"{SHARD}\n"}, "must be a .safetensors file in this folder"),
+  "pickle": ({WTE: "pytorch_model.bin"}, "must be a .safetensors file in this folder"),
+  "number": ({WTE: 1}, f"{WTE} is in 1: must be a .safetensors file in this folder"),
+  "absent": ({WTE: "model-3.safetensors"}, f"{WTE} is in {SHARD}, the index says"),
+  "moved": ({WTE: LAST_SHARD}, f"is in {SHARD}, the index says {LAST_SHARD}"),
+  "invented": ({"h.9.ln_1.bias": SHARD}, f"h.9.ln_1.bias is not in {SHARD}"),
+}
+
+
+def change_json(path, **changes):
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class HubFolderTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    scratch = tempfile.TemporaryDirectory()
+    self.addCleanup(scratch.cleanup)
+    self.scratch = pathlib.Path(scratch.name)
+
+  def copy(self, name):
+    return pathlib.Path(shutil.copytree(GOLDEN / name, self.scratch / name))
+
+  @contextlib.contextmanager
+  def assert_refused(self, path, *says):
+    """One line that names the file, or the folder that it is missing from."""
+    with self.assertRaises(InputError) as raised:
+      yield
+    message = str(raised.exception)
+    self.assertNotIn("\n", message)
+    for words in (str(path), *says):
+      self.assertIn(words, message)
+
+  def test_config(self):
+    self.assertEqual(
+      hub_folder.read_config(GOLDEN / "wide" / CONFIG),
+      GPT2Config(
+        vocab_size=37,
+        context_length=40,
+        num_layers=2,
+        num_heads=4,
+        embed_dim=16,
+        mlp_dim=24,
+        positional_encoding="learned",
+        dropout_rate=0.1,
+        activation="gelu",
+        layer_norm_epsilon=1e-2,
+      ),
+    )
+
+  def test_config_that_leaves_all_out_is_the_published_one(self):
+    path = self.scratch / CONFIG
+    path.write_text('{"model_type": "gpt2"}')
+    self.assertEqual(
+      hub_folder.read_config(path), GPT2Config.published("small", dropout_rate=0.1)
+    )
+
+  def test_other_names_of_config_keys(self):
+    path = self.scratch / CONFIG
+    values = json.loads((GOLDEN / "wide" / CONFIG).read_text())
+    for alias, key in hub_folder.ALIASES.items():
+      values[alias] = values.pop(key)
+    path.write_text(json.dumps(values))
+    self.assertEqual(
+      hub_folder.read_config(path), hub_folder.read_config(GOLDEN / "wide" / CONFIG)
+    )
+
+  def test_different_dropout_rates_become_none_with_a_warning(self):
+    path = self.copy("plain") / CONFIG
+    change_json(path, attn_pdrop=0)
+    with self.assertLogs("absl", "WARNING") as logs:
+      config = hub_folder.read_config(path)
+    self.assertEqual(config.dropout_rate, 0.0)
+    self.assertIn("'attn_pdrop': 0.0", logs.output[0])
+
+  @parameterized.parameters(
+    dict(activation="relu"),
+    dict(activation="gelu_tanh", mlp_dim=7, dropout_rate=0.25),
+    dict(tied_embeddings=False, layer_norm_epsilon=1e-3),
+    dict(scale_attention=False, num_heads=1),
+    dict(scale_attention_by_layer=True, num_layers=3),
+  )
+  def test_config_json_and_back(self, **changes):
+    config = GPT2Config.published("small", **changes)
+    path = self.scratch / CONFIG
+    path.write_text(json.dumps(hub_folder.config_json(config, tokenizer=None)))
+    self.assertEqual(hub_folder.read_config(path), config)
+
+  @parameterized.named_parameters((name, *case) for name, case in BAD_CONFIGS.items())
+  def test_bad_config(self, changes, says):
+    path = self.copy("plain") / CONFIG
+    change_json(path, **changes)
+    with self.assert_refused(path, says):
+      hub_folder.read_config(path)
+
+  @parameterized.named_parameters((name, *case) for name, case in BAD_JSON.items())
+  def test_bad_json(self, content, says):
+    for path in (self.copy("plain") / CONFIG, self.copy("sharded") / INDEX):
+      path.write_bytes(content)
+      with self.assert_refused(path, says), contextlib.ExitStack() as stack:
+        if path.name == CONFIG:
+          hub_folder.read_config(path)
+        else:
+          hub_folder.open_weights(path.parent, stack)
+
+  @parameterized.named_parameters(BAD_WEIGHTS.items())
+  def test_bad_weights(self, damage):
+    for path in (self.copy("plain") / WEIGHTS, self.copy("sharded") / SHARD):
+      path.write_bytes(damage(path.read_bytes()))
+      with (
+        self.assert_refused(path, "is not a whole safetensors file"),
+        contextlib.ExitStack() as stack,
+      ):
+        hub_folder.open_weights(path.parent, stack)
+
+  @parameterized.named_parameters((name, *case) for name, case in BAD_INDICES.items())
+  def test_bad_index(self, changes, says):
+    path = self.copy("sharded") / INDEX
+    weight_map = json.loads(path.read_text())["weight_map"]
+    change_json(path, weight_map=weight_map | changes)
+    with self.assert_refused(path, says), contextlib.ExitStack() as stack:
+      hub_folder.open_weights(path.parent, stack)
+
+  def test_index_without_a_map(self):
+    path = self.copy("sharded") / INDEX
+    change_json(path, weight_map=[])
+    with (
+      self.assert_refused(path, "has no weight_map"),
+      contextlib.ExitStack() as stack,
+    ):
+      hub_folder.open_weights(path.parent, stack)
+
+  @parameterized.parameters(("plain", CONFIG), ("sharded", SHARD))
+  def test_missing_file(self, name, missing):
+    folder = self.copy(name)
+    (folder / missing).unlink()
+    with (
+      self.assert_refused(folder / missing, "is missing"),
+      contextlib.ExitStack() as stack,
+    ):
+      hub_folder.read_config(folder / CONFIG)
+      hub_folder.open_weights(folder, stack)
+
+  def test_no_weights(self):
+    folder = self.copy("plain")
+    (folder / WEIGHTS).unlink()
+    says = f"has neither {WEIGHTS} nor {INDEX}"
+    with self.assert_refused(folder, says), contextlib.ExitStack() as stack:
+      hub_folder.open_weights(folder, stack)
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    says += ": pytorch_model.bin is a pickle, which is never read"
+    with self.assert_refused(folder, says), contextlib.ExitStack() as stack:
+      hub_folder.open_weights(folder, stack)
+
+  def test_a_file_is_no_folder(self):
+    with self.assert_refused(GOLDEN / "plain" / CONFIG, "cannot be read"):
+      hub_folder.read_config(GOLDEN / "plain" / CONFIG / CONFIG)
+
+  def test_hub_id(self):
+    with mock.patch("huggingface_hub.snapshot_download") as download:
+      download.return_value = str(GOLDEN / "sharded")
+      folder = hub_folder.find_folder("openai-community/gpt2")
+    self.assertEqual(folder, GOLDEN / "sharded")
+    download.assert_called_once()
+    self.assertEqual(download.call_args.args, ("openai-community/gpt2",))
+
+    needed = [CONFIG, "tokenizer.json", WEIGHTS, INDEX, SHARD]
+    others = ["README.md", "vocab.json", "flax_model.msgpack", "tf_model.h5"]
+    others += ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "optimizer.pt"]
+    others += [
+      "training_args.bin",
+      "model-00001-of-00002.bin",
+      "onnx/decoder_model.onnx",
+    ]
+    others += [f"checkpoint-5/{WEIGHTS}", "rust_model.ot", "model.ckpt", "64.tflite"]
+    wanted = huggingface_hub.utils.filter_repo_objects(
+      needed + others, allow_patterns=download.call_args.kwargs["allow_patterns"]
+    )
+    self.assertEqual(list(wanted), needed)
+
+  def test_a_folder_comes_before_a_hub_id(self):
+    with mock.patch("huggingface_hub.snapshot_download") as download:
+      self.assertEqual(hub_folder.find_folder(str(self.scratch)), self.scratch)
+    download.assert_not_called()
+
+  @parameterized.parameters(OSError("offline\nsecond line"), RuntimeError())
+  def test_neither_folder_nor_hub_id(self, error):
+    with (
+      mock.patch("huggingface_hub.snapshot_download", side_effect=error),
+      self.assert_refused("gtp2", "no such folder, and not to be had from the Hugging"),
+    ):
+      hub_folder.find_folder("gtp2")
+
+  def test_a_name_that_is_no_hub_id(self):
+    with self.assert_refused("runs/no/such/folder", "no such folder"):
+      hub_folder.find_folder("runs/no/such/folder")
+
+  @parameterized.named_parameters(
+    ("word", WordTokenizer(["the", "cat", "don't"]), " the  cat\n don't ", "dog"),
+    ("char", CharTokenizer("the cät\n日"), "chä t\n\nte日", "dog"),
+    ("byte", ByteTokenizer(), "a <s> <0x41>  é\x00\r\n日 🙂", None),
+  )
+  def test_tokenizer(self, ours, text, unknown):
+    hub_folder.write_tokenizer(self.scratch, ours)
+    theirs = tokenizers.Tokenizer.from_file(str(self.scratch / "tokenizer.json"))
+    self.assertEqual(theirs.get_vocab_size(), ours.vocab_size)
+    ids = ours.encode(text)
+    self.assertEqual(theirs.encode(text).ids, ids)
+    self.assertEqual(theirs.decode(ids), ours.decode(ids))
+    if unknown is not None:
+      with self.assertRaisesRegex(Exception, "UNK"):
+        theirs.encode(unknown)
+    if ours.start_id is not None:
+      self.assertEqual(theirs.token_to_id("<s>"), ours.start_id)
+      self.assertEqual(theirs.decode([ours.start_id, *ids]), ours.decode(ids))
+
+  @parameterized.parameters(
+    (WordTokenizer(["a"]), 2, 0),
+    (ByteTokenizer(), 256, None),
+    (BPETokenizer.train(["to be or not to be"], 300), 300, 0),
+    (None, 256, None),
+    (None, 50_257, 50_256),
+  )
+  def test_start_and_end_token(self, tokenizer, vocab_size, token_id):
+    values = hub_folder.config_json(GPT2Config(vocab_size=vocab_size), tokenizer)
+    self.assertEqual(values["bos_token_id"], token_id)
+    self.assertEqual(values["eos_token_id"], token_id)
+
+  def test_a_tokenizer_that_saves_itself(self):
+    ours = BPETokenizer.train(["to be or not to be"], vocab_size=270)
+    hub_folder.write_tokenizer(self.scratch, ours)
+    theirs = tokenizers.Tokenizer.from_file(str(self.scratch / "tokenizer.json"))
+    self.assertEqual(theirs.encode("not to be").ids, ours.encode("not to be"))

@@ -1,0 +1,235 @@
+import itertools
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from gpt2_flax.multihead_attention import MultiHeadAttention
+from gpt2_flax.self_attention import KeyValues, SelfAttention
+
+B, T, H, K, D = 2, 6, 3, 4, 5
+DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
+MASKS = {
+  "none": None,
+  "padding": np.array([[[1, 1, 1, 1, 0, 0]], [[1, 1, 0, 1, 1, 1]]], bool),
+  "documents": DOCUMENTS[:, :, None] == DOCUMENTS[:, None, :],
+}
+
+
+def inputs(embed_dim=D):
+  return np.random.default_rng(1).normal(size=(B, T, embed_dim)).astype("f4")
+
+
+def random_params(module, x):
+  """Large enough for a softmax far from uniform, and no bias zero."""
+  shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes
+  )
+
+
+def head_params(params, head):
+  return {"params": jax.tree.map(lambda leaf: leaf[head], params["params"]["heads"])}
+
+
+class LadderTest(chex.TestCase):
+  """Each rung equals the one below it."""
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_one_head_is_single_head_attention_and_a_projection(self):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=1, head_dim=K)
+    params = random_params(module, x)
+
+    def one_head(params, x):
+      out_BTK = SelfAttention(K).apply(head_params(params, 0), x)
+      return nn.Dense(D).apply({"params": params["params"]["output"]}, out_BTK)
+
+    # Not close: equal, to the last bit.
+    chex.assert_trees_all_equal(
+      self.variant(module.apply)(params, x), self.variant(one_head)(params, x)
+    )
+
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters((True, "none"), (True, "documents"), (False, "padding"))
+  def test_many_heads_are_single_heads_side_by_side(self, causal, mask):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=H, head_dim=K, causal=causal)
+    params = random_params(module, x)
+    output = params["params"]["output"]
+
+    def side_by_side(params, x, mask):
+      heads = [
+        SelfAttention(K, causal=causal).apply(head_params(params, head), x, mask)
+        for head in range(H)
+      ]
+      return jnp.concatenate(heads, axis=-1)
+
+    concatenated = self.variant(side_by_side)(params, x, MASKS[mask])
+    chex.assert_trees_all_close(
+      self.variant(module.apply)(params, x, MASKS[mask]),
+      np.asarray(concatenated) @ output["kernel"] + output["bias"][None, None],
+      atol=1e-5,
+    )
+
+  @parameterized.product(causal=(True, False), mask=("none", "padding"))
+  def test_equals_flax(self, causal, mask):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=H, head_dim=K, causal=causal)
+    params = random_params(module, x)
+    ours = params["params"]
+    theirs = {
+      name: {
+        "kernel": ours["heads"][name]["kernel"].transpose(1, 0, 2),  # [D, H, K]
+        "bias": ours["heads"][name]["bias"],  # [H, K]
+      }
+      for name in ("query", "key", "value")
+    }
+    theirs["out"] = {
+      "kernel": ours["output"]["kernel"].reshape(H, K, D),
+      "bias": ours["output"]["bias"],
+    }
+    allowed = np.tri(T, dtype=bool)[None, None] if causal else None
+    if mask != "none":
+      allowed = nn.combine_masks(allowed, MASKS[mask][:, None], dtype=bool)
+    flax_module = nn.MultiHeadDotProductAttention(num_heads=H, qkv_features=H * K)
+    chex.assert_trees_all_close(
+      jax.jit(module.apply)(params, x, MASKS[mask]),
+      jax.jit(flax_module.apply)({"params": theirs}, x, mask=allowed),
+      atol=1e-5,
+    )
+
+
+class MultiHeadAttentionTest(chex.TestCase):
+  def test_parameters_have_a_named_heads_axis(self):
+    module = MultiHeadAttention(num_heads=H, head_dim=K)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), inputs())
+    kernel, bias = (H, D, K), (H, K)
+    projection = {"kernel": kernel, "bias": bias}
+    self.assertEqual(
+      jax.tree.map(jnp.shape, nn.unbox(boxed)),
+      {
+        "params": {
+          "heads": {"query": projection, "key": projection, "value": projection},
+          "output": {"kernel": (H * K, D), "bias": (D,)},
+        }
+      },
+    )
+    projection = {
+      "kernel": PartitionSpec("heads", "embed", "head_dim"),
+      "bias": PartitionSpec("heads", "head_dim"),
+    }
+    self.assertEqual(
+      nn.get_partition_spec(boxed),
+      {
+        "params": {
+          "heads": {"query": projection, "key": projection, "value": projection},
+          "output": {
+            "kernel": PartitionSpec("heads", "embed"),
+            "bias": PartitionSpec("embed"),
+          },
+        }
+      },
+    )
+
+  def test_each_head_starts_with_its_own_weights(self):
+    module = MultiHeadAttention(num_heads=H, head_dim=K)
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), inputs()))["params"]
+    for name in ("query", "key", "value"):
+      kernels = np.asarray(params["heads"][name]["kernel"])
+      self.assertLen(np.unique(kernels), H * D * K)
+
+  def test_causality_by_gradient(self):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=H, head_dim=K)
+    params = random_params(module, x)
+    gradient = jax.jit(jax.jacrev(lambda x: module.apply(params, x).sum(axis=(0, 2))))
+    reached_TS = np.abs(gradient(x)).max(axis=(1, 3)) > 0
+    chex.assert_trees_all_equal(reached_TS, np.tri(T, dtype=bool))
+
+  def test_nothing_to_attend_to_gives_the_bias_and_finite_gradients(self):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=H, head_dim=K)
+    params = random_params(module, x)
+    nothing = jnp.zeros((1, 1, T), bool)
+
+    def total(params, x):
+      out = module.apply(params, x, nothing)
+      return jnp.sum(out), out
+
+    (_, out), (d_params, d_x) = jax.jit(
+      jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    )(params, x)
+    bias = params["params"]["output"]["bias"]
+    chex.assert_trees_all_equal(out, np.broadcast_to(bias, (B, T, D)))
+    chex.assert_tree_all_finite(d_params)
+    chex.assert_trees_all_equal(d_x, jnp.zeros_like(x))
+    chex.assert_trees_all_equal(
+      d_params["params"]["output"]["bias"], jnp.full(D, B * T, jnp.float32)
+    )
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_a_mask_reaches_the_cached_tokens(self):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=H, head_dim=K)
+    params = random_params(module, x)
+    apply = self.variant(module.apply)
+    num_slots = T + 2
+    mask = np.pad(MASKS["padding"], ((0, 0), (0, 0), (0, 2)), constant_values=True)
+    zeros = jnp.zeros((H, B, num_slots, K))
+    first, cache = apply(params, x[:, :4], mask, KeyValues(zeros, zeros), 0)
+    second, cache = apply(params, x[:, 4:], mask, cache, 4)
+    chex.assert_tree_shape_prefix(cache, (H, B, num_slots, K))
+    chex.assert_trees_all_close(
+      jnp.concatenate([first, second], axis=1),
+      apply(params, x, MASKS["padding"]),
+      atol=1e-5,
+    )
+
+  def test_any_split_through_the_cache_equals_the_whole(self):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=H, head_dim=K)
+    params = random_params(module, x)
+    apply = jax.jit(module.apply)
+    length = 4
+    whole = apply(params, x[:, :length])
+    for is_cut in itertools.product([False, True], repeat=length - 1):
+      cuts = [0, *(1 + np.flatnonzero(is_cut)), length]
+      cache = KeyValues(jnp.zeros((H, B, length, K)), jnp.zeros((H, B, length, K)))
+      for start, end in itertools.pairwise(cuts):
+        piece, cache = apply(params, x[:, start:end], None, cache, start)
+        chex.assert_trees_all_close(piece, whole[:, start:end], atol=1e-5)
+
+  def test_bfloat16_computes_near_float32(self):
+    x = inputs()
+    module = MultiHeadAttention(num_heads=H, head_dim=K)
+    half = MultiHeadAttention(num_heads=H, head_dim=K, dtype=jnp.bfloat16)
+    params = random_params(module, x)
+    chex.assert_trees_all_equal_shapes_and_dtypes(random_params(half, x), params)
+    out = jax.jit(half.apply)(params, x)
+    chex.assert_type(out, jnp.bfloat16)
+    exact = jax.jit(module.apply)(params, x)
+    error = jnp.abs(out.astype(jnp.float32) - exact).max() / jnp.abs(exact).max()
+    self.assertLess(error, 0.03)
+
+  def test_each_head_draws_its_own_dropout(self):
+    x = inputs(H * K)
+    module = MultiHeadAttention(num_heads=H, head_dim=K, dropout_rate=0.5)
+    params = random_params(module, x)["params"]
+    # All heads alike, shown unmixed: only dropout can tell them apart.
+    alike = jax.tree.map(lambda leaf: np.stack([leaf[0]] * H), params["heads"])
+    unmixed = {"kernel": np.eye(H * K, dtype="f4"), "bias": np.zeros(H * K, "f4")}
+    params = {"params": {"heads": alike, "output": unmixed}}
+
+    apply = jax.jit(module.apply)
+    quiet = apply(params, x).reshape(B, T, H, K)
+    chex.assert_trees_all_close(quiet, quiet[:, :, :1].repeat(H, axis=2), atol=1e-6)
+    noisy = apply(params, x, rngs={"dropout": jax.random.key(2)})
+    noisy = noisy.reshape(B, T, H, K)
+    for one, other in [(0, 1), (0, 2), (1, 2)]:
+      self.assertGreater(jnp.abs(noisy[:, :, one] - noisy[:, :, other]).max(), 0.1)

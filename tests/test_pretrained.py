@@ -1,0 +1,306 @@
+import json
+import pathlib
+import re
+import shutil
+import stat
+import tempfile
+import tracemalloc
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors.numpy import load_file, save_file
+
+from gpt2_flax import GPT2, GPT2Config, InputError, pretrained
+from gpt2_flax.hub_folder import StoredTensor
+from gpt2_flax.tokenizers import WordTokenizer
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SHAPES = ("plain", "wide", "untied", "by_layer", "unscaled", "sharded", "old")
+WEIGHTS = "model.safetensors"
+
+
+def random_params(model, seed=0):
+  """Drawn wide, biases and norms too, without the axis names."""
+  token = jnp.zeros((1, 1), jnp.int32)
+  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), token))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.array(rng.normal(0, 0.3, x.shape), x.dtype), shapes)
+
+
+def small_model(**changes):
+  values = dict(vocab_size=11, context_length=8, num_layers=1, num_heads=2, embed_dim=4)
+  return GPT2(GPT2Config(**(values | changes)))
+
+
+def assert_identical(first, second):
+  chex.assert_trees_all_equal_structs(first, second)
+  for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+    assert a.dtype == b.dtype
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def change_config(folder, **changes):
+  path = folder / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(folder, changes):
+  """Adds or replaces tensors of model.safetensors; None takes one away."""
+  weights = load_file(folder / WEIGHTS) | changes
+  weights = {name: value for name, value in weights.items() if value is not None}
+  save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+
+# Changes to config.json that the weights contradict, and what the one line must say.
+BAD_CONFIGS = {
+  "fewer_layers": (dict(n_layer=1), "n_layer is 1: the weights have 2 layers"),
+  "more_layers": (dict(n_layer=10**12), "n_layer is 1000000000000: the weights have 2"),
+  "width": (dict(n_embd=32), "wte.weight is [37, 16]: must be [37, 32] by con"),
+  "vocabulary": (
+    dict(vocab_size=38),
+    "wte.weight is [37, 16]: must be [38, 16] by con",
+  ),
+  "context": (dict(n_positions=9), "wpe.weight is [16, 16]: must be [9, 16] by config"),
+  "inner": (dict(n_inner=65), "c_fc.weight is [16, 64]: must be [16, 65] by config"),
+  "untied": (dict(tie_word_embeddings=False), "the weights have no lm_head.weight"),
+}
+# Changes to the weights, likewise.
+NORM, PREFIXED = "h.0.ln_1.weight", "transformer.h.0.ln_1.weight"
+BAD_WEIGHTS = {
+  "missing": ({PREFIXED: None}, f"the weights have no {NORM}"),
+  "extra": ({"score.weight": np.ones((2, 16), "f4")}, "score.weight is not part of"),
+  "twice": ({NORM: np.ones(16, "f4")}, f"has both {NORM} and {PREFIXED}"),
+  "rank": ({PREFIXED: np.ones((16, 1), "f4")}, f"{PREFIXED} is [16, 1]: must be [16]"),
+  "integers": ({PREFIXED: np.ones(16, "i4")}, f"{PREFIXED} is I32: must be F32 or F16"),
+  "double": ({PREFIXED: np.ones(16, "f8")}, f"{PREFIXED} is F64: must be F32 or F16"),
+  "head": (
+    {"lm_head.weight": np.ones((36, 16), "f4")},
+    "is [36, 16]: must be [37, 16]",
+  ),
+}
+
+
+class PretrainedTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    scratch = tempfile.TemporaryDirectory()
+    self.addCleanup(scratch.cleanup)
+    self.scratch = pathlib.Path(scratch.name)
+
+  def copy(self, name):
+    return pathlib.Path(shutil.copytree(GOLDEN / name, self.scratch / name))
+
+  @parameterized.parameters(*SHAPES)
+  def test_equals_pytorch(self, name):
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    model, params = pretrained.load(GOLDEN / name)
+
+    @jax.jit
+    def evaluate(params):
+      def loss(params):
+        logits = model.apply(params, expected["tokens"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+          logits[:, :-1], expected["tokens"][:, 1:]
+        )
+        return losses.mean(), logits
+
+      return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (loss, logits), gradients = evaluate(params)
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(loss, expected["loss"], rtol=0, atol=1e-5)
+    # PyTorch's gradients, under the names of the weights, are read as weights are.
+    folder = self.scratch / "gradients"
+    folder.mkdir()
+    shutil.copy(GOLDEN / name / "config.json", folder)
+    shutil.copy(GOLDEN / name / "gradients.safetensors", folder / WEIGHTS)
+    chex.assert_trees_all_close(
+      gradients, pretrained.load(folder)[1], rtol=0, atol=1e-4
+    )
+
+  @parameterized.parameters(*SHAPES)
+  def test_params_are_those_of_init(self, name):
+    model, params = pretrained.load(GOLDEN / name)
+    token = jnp.zeros((1, 1), jnp.int32)
+    init = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), token))
+    chex.assert_trees_all_equal_structs(params, init)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, init)
+
+  @parameterized.parameters(*SHAPES)
+  def test_load_save_load_changes_no_bit(self, name):
+    model, params = pretrained.load(GOLDEN / name)
+    pretrained.save(self.scratch / "saved", model, params)
+    model_again, params_again = pretrained.load(self.scratch / "saved")
+    self.assertEqual(model_again, model)
+    assert_identical(params_again, params)
+
+    saved = load_file(self.scratch / "saved" / WEIGHTS)
+    stored = {}
+    for path in (GOLDEN / name).glob("model*.safetensors"):
+      stored |= load_file(path)
+    masks = r"(.*\.)?attn\.(masked_)?bias"
+    stored = {
+      name
+      if "lm_head" in name
+      else "transformer." + name.removeprefix("transformer."): (
+        value.astype(np.float32)
+      )
+      for name, value in stored.items()
+      if not re.fullmatch(masks, name)
+    }
+    assert_identical(saved, stored)
+
+  @parameterized.product(
+    positional_encoding=("sinusoidal", "none", "learned"), tied_embeddings=(True, False)
+  )
+  def test_any_positional_encoding_is_saved_as_a_table(self, **fields):
+    model = small_model(**fields)
+    params = random_params(model)
+    pretrained.save(self.scratch / "saved", model, params)
+    loaded, table = pretrained.load(self.scratch / "saved")
+    self.assertEqual(loaded.config.positional_encoding, "learned")
+    tokens = jnp.arange(16).reshape(2, 8) % 11
+    np.testing.assert_allclose(
+      loaded.apply(table, tokens), model.apply(params, tokens), rtol=0, atol=1e-6
+    )
+
+  def test_a_copy_of_the_tied_embeddings_is_left_out(self):
+    folder = self.copy("plain")
+    weights = load_file(folder / WEIGHTS)
+    change_weights(folder, {"lm_head.weight": weights["transformer.wte.weight"]})
+    assert_identical(pretrained.load(folder)[1], pretrained.load(GOLDEN / "plain")[1])
+
+  def test_tied_embeddings_that_differ(self):
+    folder = self.copy("untied")
+    change_config(folder, tie_word_embeddings=True)
+    with self.assertRaisesRegex(InputError, "lm_head.weight must be equal to wte.weig"):
+      pretrained.load(folder)
+
+  @parameterized.named_parameters((name, *case) for name, case in BAD_CONFIGS.items())
+  def test_config_that_the_weights_contradict(self, changes, says):
+    folder = self.copy("plain")
+    change_config(folder, **changes)
+    self.assert_refused(folder, says)
+
+  @parameterized.named_parameters((name, *case) for name, case in BAD_WEIGHTS.items())
+  def test_weights_that_are_not_the_config_s(self, changes, says):
+    folder = self.copy("plain")
+    change_weights(folder, changes)
+    self.assert_refused(folder, says)
+
+  def assert_refused(self, folder, says):
+    """In one line, and before any value has been read."""
+    with (
+      mock.patch.object(StoredTensor, "read", side_effect=AssertionError),
+      self.assertRaises(InputError) as raised,
+    ):
+      pretrained.load(folder)
+    message = str(raised.exception)
+    self.assertStartsWith(message, str(folder))
+    self.assertNotIn("\n", message)
+    self.assertIn(says, message)
+
+  def test_one_tensor_at_a_time_in_memory(self):
+    """numpy's memory is traced, jax's is not: what is traced is what load holds
+    besides the params."""
+    model = small_model(num_layers=12, embed_dim=64, positional_encoding="learned")
+    params = random_params(model)
+    pretrained.save(self.scratch / "saved", model, params)
+    pretrained.load(self.scratch / "saved")  # what is made only once
+    tracemalloc.start()
+    try:
+      before = tracemalloc.get_traced_memory()[0]
+      tracemalloc.reset_peak()
+      pretrained.load(self.scratch / "saved")
+      peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+      tracemalloc.stop()
+    self.assertLess(peak, (self.scratch / "saved" / WEIGHTS).stat().st_size / 4)
+
+  def test_hub_id(self):
+    with mock.patch("huggingface_hub.snapshot_download") as download:
+      download.return_value = str(GOLDEN / "plain")
+      _, params = pretrained.load("openai-community/gpt2")
+    assert_identical(params, pretrained.load(GOLDEN / "plain")[1])
+
+  def test_params_do_not_live_in_the_file(self):
+    folder = self.copy("plain")
+    _, params = pretrained.load(folder)
+    with (folder / WEIGHTS).open("r+b") as file:
+      file.write(bytes((folder / WEIGHTS).stat().st_size))
+    assert_identical(params, pretrained.load(GOLDEN / "plain")[1])
+
+  def test_saves_params_as_init_and_numpy_give_them(self):
+    model = small_model()
+    boxed = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    columns_first = jax.tree.map(np.asfortranarray, nn.unbox(boxed))
+    for name, params in (("a", boxed), ("b", nn.unbox(boxed)), ("c", columns_first)):
+      pretrained.save(self.scratch / name, model, params)
+    saved = [(self.scratch / name / WEIGHTS).read_bytes() for name in "abc"]
+    self.assertEqual(saved[0], saved[1])
+    self.assertEqual(saved[0], saved[2])
+
+  def test_load_tokenizer(self):
+    model = small_model(vocab_size=3)
+    tokenizer = WordTokenizer(["a", "b"])
+    pretrained.save(self.scratch / "saved", model, random_params(model), tokenizer)
+    loaded = pretrained.load_tokenizer(self.scratch / "saved")
+    self.assertEqual(loaded.encode("b a b"), tokenizer.encode("b a b"))
+    with self.assertRaisesRegex(InputError, "tokenizer.json cannot be read"):
+      pretrained.load_tokenizer(GOLDEN / "plain")
+
+  def test_saved_files(self):
+    model = small_model()
+    (self.scratch / "empty").mkdir()
+    pretrained.save(self.scratch / "empty", model, random_params(model))
+    pretrained.save(self.scratch / "a" / "new", model, random_params(model))
+    for folder in (self.scratch / "empty", self.scratch / "a" / "new"):
+      modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()
+      }
+      self.assertEqual(modes.keys(), {"config.json", WEIGHTS})
+      self.assertLen(set(modes.values()), 1)
+    self.assertEqual({path.name for path in self.scratch.iterdir()}, {"a", "empty"})
+
+  @parameterized.parameters(("config.json",), ("",))
+  def test_save_takes_nothing_away(self, name):
+    folder = self.copy("plain")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    model, params = pretrained.load(folder)
+    with self.assertRaisesRegex(InputError, "is not empty: choose a new folder"):
+      pretrained.save(folder / name, model, params)
+    self.assertEqual({path: path.read_bytes() for path in folder.iterdir()}, before)
+
+  def test_save_where_nothing_can_be_written(self):
+    (self.scratch / "file").write_text("")
+    model = small_model()
+    with self.assertRaisesRegex(InputError, "cannot be written"):
+      pretrained.save(self.scratch / "file" / "folder", model, random_params(model))
+
+  def test_a_save_that_fails_leaves_nothing(self):
+    model = small_model()
+    tokenizer = mock.Mock(end_of_text_id=0, save=mock.Mock(side_effect=RuntimeError))
+    with self.assertRaises(RuntimeError):
+      pretrained.save(self.scratch / "saved", model, random_params(model), tokenizer)
+    tokenizer.save.assert_called_once()
+    self.assertEmpty(list(self.scratch.iterdir()))
+
+  @parameterized.parameters(
+    (dict(num_layers=2), r"params/blocks_1/.* is missing: must be \("),
+    (dict(embed_dim=8), r"params/blocks_0/.* is \(.*\): must be \("),
+    (dict(tied_embeddings=False), "params/output_embedding/embedding is missing"),
+    (dict(positional_encoding="learned"), "params/positional_encoding/.* is missing"),
+  )
+  def test_params_of_another_model(self, changes, says):
+    params = random_params(small_model())
+    with self.assertRaisesRegex(InputError, says):
+      pretrained.save(self.scratch / "saved", small_model(**changes), params)
+    with self.assertRaisesRegex(InputError, "must be left out|must be"):
+      pretrained.save(self.scratch / "saved", small_model(), params["params"])
+    self.assertEmpty(list(self.scratch.iterdir()))

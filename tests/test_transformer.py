@@ -1,0 +1,457 @@
+import dataclasses
+import itertools
+import math
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import optax
+
+import gpt2_flax
+from gpt2_flax.dropout import Dropout
+from gpt2_flax.errors import InputError
+from gpt2_flax.generation import empty_cache
+from gpt2_flax.self_attention import SelfAttention
+from gpt2_flax.transformer import GPT2, GPT2Config, num_params
+
+B, T = 2, 8
+TINY = GPT2Config(
+  vocab_size=11, context_length=T, num_layers=2, num_heads=2, embed_dim=8, mlp_dim=12
+)
+TOY = GPT2Config(
+  vocab_size=70, context_length=48, num_layers=2, num_heads=4, embed_dim=64
+)
+
+
+def tiny(**changes):
+  return GPT2(dataclasses.replace(TINY, **changes))
+
+
+def random_key(seed):
+  """XLA compiles this generator in a quarter of the default one's time."""
+  return jax.random.key(seed, impl="unsafe_rbg")
+
+
+def tokens(shape=(B, T), vocab_size=TINY.vocab_size):
+  return np.random.default_rng(1).integers(0, vocab_size, shape)
+
+
+def shapes_of(model):
+  return jax.eval_shape(model.init, random_key(0), jnp.zeros((1, 1), int))
+
+
+def random_params(model):
+  """Large enough for a softmax far from uniform, and no bias zero."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
+    nn.unbox(shapes_of(model)),
+  )
+
+
+def reference_logits(params, tokens_BT, config):
+  """GPT-2 in float64 NumPy, from Radford et al. (2019) and Vaswani et al. (2017)."""
+  params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)["params"]
+
+  def norm(x, p):
+    centred = x - x.mean(-1, keepdims=True)
+    variance = (centred**2).mean(-1, keepdims=True)
+    scaled = centred / np.sqrt(variance + config.layer_norm_epsilon)
+    return scaled * p["scale"] + p["bias"]
+
+  def dense(x, p):
+    return x @ p["kernel"] + p["bias"]
+
+  def activation(x):
+    if config.activation == "relu":
+      return np.maximum(x, 0)
+    if config.activation == "gelu":
+      return x * np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(x)
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+  def attention(x, p, layer):
+    heads = []
+    for head in range(config.num_heads):
+      own = jax.tree.map(lambda leaf, head=head: leaf[head], p["heads"])
+      query, key, value = (dense(x, own[name]) for name in ("query", "key", "value"))
+      scores = query @ key.swapaxes(1, 2)
+      if config.scale_attention:
+        scores /= math.sqrt(config.embed_dim // config.num_heads)
+      if config.scale_attention_by_layer:
+        scores /= layer + 1
+      scores[:, ~np.tri(T, dtype=bool)] = -np.inf
+      weights = np.exp(scores - scores.max(-1, keepdims=True))
+      heads.append(weights / weights.sum(-1, keepdims=True) @ value)
+    return dense(np.concatenate(heads, -1), p["output"])
+
+  embedding = params["token_embedding"]["embedding"]
+  x = embedding[tokens_BT]
+  if config.positional_encoding == "learned":
+    x += params["positional_encoding"]["embedding"]["embedding"][:T]
+  elif config.positional_encoding == "sinusoidal":
+    pair = np.arange(config.embed_dim // 2)
+    angles = np.arange(T)[:, None] / 10_000 ** (2 * pair / config.embed_dim)
+    x *= math.sqrt(config.embed_dim)
+    x[..., 0::2] += np.sin(angles)
+    x[..., 1::2] += np.cos(angles)
+  for layer in range(config.num_layers):
+    p = params[f"blocks_{layer}"]
+    x += attention(norm(x, p["attention_norm"]), p["attention"], layer)
+    hidden = activation(
+      dense(norm(x, p["feed_forward_norm"]), p["feed_forward"]["expand"])
+    )
+    x += dense(hidden, p["feed_forward"]["contract"])
+  if not config.tied_embeddings:
+    embedding = params["output_embedding"]["embedding"]
+  return norm(x, params["final_norm"]) @ embedding.T
+
+
+class LibraryTest(chex.TestCase):
+  def test_three_lines(self):
+    model = gpt2_flax.GPT2(gpt2_flax.GPT2Config.published("small", num_layers=1))
+    params = jax.eval_shape(model.init, random_key(0), jnp.zeros((B, T), int))
+    logits = jax.eval_shape(model.apply, params, jnp.zeros((B, T), int))
+    chex.assert_shape(logits, (B, T, 50_257))
+
+  def test_exports(self):
+    promised = {
+      "GPT2",
+      "GPT2Config",
+      "SelfAttention",
+      "MultiHeadAttention",
+      "PositionalEncoding",
+      "sinusoidal_positional_encoding",
+    }
+    self.assertContainsSubset(promised, gpt2_flax.__all__)
+    for name in gpt2_flax.__all__:
+      self.assertEqual(getattr(gpt2_flax, name).__name__, name)
+    self.assertRegex(gpt2_flax.__version__, r"^\d+\.\d+\.\d+")
+
+
+class LogitsTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(
+    dict(),
+    dict(positional_encoding="learned", scale_attention_by_layer=True, mlp_dim=0),
+    dict(positional_encoding="none", activation="gelu", tied_embeddings=False),
+    dict(activation="relu", layer_norm_epsilon=0.1, scale_attention=False),
+  )
+  def test_equal_the_reference(self, **changes):
+    model = tiny(**changes)
+    params = random_params(model)
+    logits = self.variant(model.apply)(params, tokens())
+    chex.assert_shape(logits, (B, T, TINY.vocab_size))
+    chex.assert_type(logits, jnp.float32)
+    chex.assert_trees_all_close(
+      logits, reference_logits(params, tokens(), model.config), atol=1e-4
+    )
+
+  def test_packed_documents_get_what_each_gets_alone(self):
+    model = tiny(positional_encoding="learned")
+    params = random_params(model)
+    document = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3, 4]])
+    mask = (document[:, None] == document[None, :])[None]
+    apply = jax.jit(model.apply)
+    packed = apply(params, tokens(), positions, mask)
+    alone = [apply(params, tokens()[:, document == number]) for number in (0, 1)]
+    chex.assert_trees_all_close(packed, jnp.concatenate(alone, axis=1), atol=1e-4)
+
+  def test_pieces_through_the_cache_equal_the_whole(self):
+    model = tiny(positional_encoding="learned")
+    params = random_params(model)
+    apply = jax.jit(model.apply)
+    cache = empty_cache(model.config, B, T + 1)
+    pieces = []
+    for start, end in itertools.pairwise([0, 3, 4, 5, T]):
+      piece, cache = apply(params, tokens()[:, start:end], cache=cache, start=start)
+      pieces.append(piece)
+    self.assertLen(cache, 2)
+    chex.assert_tree_shape_prefix(cache, (2, B, T + 1, 4))
+    chex.assert_trees_all_close(
+      jnp.concatenate(pieces, axis=1), apply(params, tokens()), atol=1e-4
+    )
+
+  def test_bfloat16_is_near_float32(self):
+    half, model = tiny(dtype="bfloat16"), tiny()
+    params = random_params(model)
+    chex.assert_trees_all_equal_shapes_and_dtypes(random_params(half), params)
+    hidden = jax.eval_shape(lambda: half.apply(params, tokens(), method="hidden"))
+    chex.assert_type(hidden, jnp.bfloat16)
+    logits = jax.jit(half.apply)(params, tokens())
+    chex.assert_type(logits, jnp.float32)
+    exact = jax.jit(model.apply)(params, tokens())
+    error = jnp.abs(logits - exact).max() / jnp.abs(exact).max()
+    self.assertBetween(error, 1e-6, 0.05)
+
+
+class OrderTest(chex.TestCase):
+  """Who can see whom, and who stands where."""
+
+  def test_causality_by_gradient(self):
+    model = tiny()
+    params = random_params(model)
+
+    def logits(perturbation):
+      def perturb(method, args, kwargs, context):
+        out = method(*args, **kwargs)
+        return out + perturbation if context.method_name == "embed" else out
+
+      with nn.intercept_methods(perturb):
+        return model.apply(params, tokens()).sum(axis=(0, 2))
+
+    jacobian = jax.jit(jax.jacrev(logits))(jnp.zeros((B, T, TINY.embed_dim)))
+    reached_TS = np.abs(jacobian).max(axis=(1, 3)) > 0
+    chex.assert_trees_all_equal(reached_TS, np.tri(T, dtype=bool))
+
+  def test_without_mask_and_positions_order_means_nothing(self):
+    model = tiny(positional_encoding="none")
+    params = random_params(model)
+    order = np.array([3, 0, 7, 5, 1, 6, 4, 2])
+
+    def see_all(method, args, kwargs, context):
+      if isinstance(context.module, SelfAttention) and context.method_name == "weights":
+        scores, allowed = args
+        args = scores, jnp.ones_like(allowed)
+      return method(*args, **kwargs)
+
+    @jax.jit
+    def unmasked(tokens_BT):
+      with nn.intercept_methods(see_all):
+        return model.apply(params, tokens_BT)
+
+    chex.assert_trees_all_close(
+      unmasked(tokens()[:, order]), unmasked(tokens())[:, order], atol=1e-4
+    )
+    # Which is the mask's doing: with it, order means something.
+    masked = jax.jit(model.apply)
+    moved = masked(params, tokens()[:, order]) - masked(params, tokens())[:, order]
+    self.assertGreater(jnp.abs(moved).max(), 0.1)
+
+  def test_the_mask_alone_tells_two_layers_the_order_but_not_one(self):
+    shuffled = tokens()[:, [3, 0, 5, 1, 6, 4, 2, 7]]
+    changes = []
+    for num_layers in (1, 2):
+      model = tiny(positional_encoding="none", num_layers=num_layers)
+      params = random_params(model)
+      last = jax.jit(
+        lambda x, model=model, params=params: model.apply(params, x)[:, -1]
+      )
+      changes.append(jnp.abs(last(shuffled) - last(tokens())).max())
+    self.assertLess(changes[0], 1e-4)
+    self.assertGreater(changes[1], 0.1)
+
+
+class ParametersTest(chex.TestCase):
+  @parameterized.parameters(
+    ("small", 124_439_808),
+    ("medium", 354_823_168),
+    ("large", 774_030_080),
+    ("xl", 1_557_611_200),
+  )
+  def test_published_sizes(self, size, count):
+    self.assertEqual(num_params(shapes_of(GPT2(GPT2Config.published(size)))), count)
+
+  def test_every_axis_has_a_name(self):
+    boxed = shapes_of(tiny(positional_encoding="learned", tied_embeddings=False))
+    shapes = jax.tree_util.tree_leaves_with_path(nn.unbox(boxed))
+    names = jax.tree_util.tree_leaves_with_path(
+      nn.get_partition_spec(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    self.assertLen(shapes, 2 * 16 + 5)
+    sizes = {
+      "vocab": {11},
+      "position": {8},
+      "embed": {8},
+      "mlp": {12},
+      "head_dim": {4},
+      "heads": {2, 2 * 4},  # the output projection reads heads side by side
+    }
+    for (path, leaf), (same_path, spec) in zip(shapes, names, strict=True):
+      self.assertEqual(path, same_path)
+      self.assertLen(spec, leaf.ndim, path)
+      for size, name in zip(leaf.shape, spec, strict=True):
+        self.assertIn(size, sizes[name], path)
+    heads = nn.unbox(boxed)["params"]["blocks_1"]["attention"]["heads"]
+    chex.assert_shape(heads["query"]["kernel"], (2, 8, 4))
+
+  @parameterized.parameters(1, 3)
+  def test_initial_values(self, num_layers):
+    config = dataclasses.replace(
+      TOY, num_layers=num_layers, positional_encoding="learned"
+    )
+    params = jax.jit(GPT2(config).init)(random_key(0), tokens((1, 2)))
+    residual = 0.02 / math.sqrt(2 * num_layers)
+    shrunk = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(params)):
+      chex.assert_type(leaf, jnp.float32)
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      if name.endswith("bias"):
+        chex.assert_trees_all_equal(leaf, jnp.zeros_like(leaf))
+      elif name.endswith("scale"):
+        chex.assert_trees_all_equal(leaf, jnp.ones_like(leaf))
+      else:
+        is_residual = name.endswith(("output/kernel", "contract/kernel"))
+        shrunk += is_residual
+        std = residual if is_residual else 0.02
+        self.assertBetween(np.std(leaf), 0.95 * std, 1.05 * std, name)
+        self.assertLess(abs(np.mean(leaf)), 0.1 * std, name)
+    self.assertEqual(shrunk, 2 * num_layers)
+
+  def test_initial_loss_is_that_of_guessing(self):
+    model = GPT2(TOY)
+    sequences = tokens((8, 49), TOY.vocab_size)
+
+    @jax.jit
+    def initial_loss(key):
+      logits = model.apply(model.init(key, sequences[:, :-1]), sequences[:, :-1])
+      return optax.softmax_cross_entropy_with_integer_labels(
+        logits, sequences[:, 1:]
+      ).mean()
+
+    guessing = math.log(TOY.vocab_size)
+    self.assertBetween(initial_loss(random_key(0)), 0.99 * guessing, 1.01 * guessing)
+
+  def test_one_batch_can_be_learned_by_heart(self):
+    model = tiny(embed_dim=16, num_layers=1)
+    rng = np.random.default_rng(2)
+    batch = np.stack([rng.permutation(TINY.vocab_size)[: T + 1] for _ in range(4)])
+    batch[:, 0] = np.arange(4)  # so that what follows is no matter of chance
+    optimizer = optax.adam(1e-2)
+
+    def loss(params):
+      logits = model.apply(params, batch[:, :-1])
+      return optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch[:, 1:]
+      ).mean()
+
+    def step(carry, _):
+      params, state = carry
+      value, gradient = jax.value_and_grad(loss)(params)
+      updates, state = optimizer.update(gradient, state)
+      return (optax.apply_updates(params, updates), state), value
+
+    @jax.jit
+    def train(key):
+      params = nn.unbox(model.init(key, batch[:, :-1]))
+      return jax.lax.scan(step, (params, optimizer.init(params)), length=300)[1]
+
+    losses = train(random_key(0))
+    self.assertGreater(losses[0], 2.0)
+    self.assertLess(losses[-1], 0.01)
+
+
+class DropoutTest(chex.TestCase):
+  def test_is_on_exactly_when_an_rng_is_given(self):
+    model = tiny(dropout_rate=0.2)
+    params = random_params(model)
+    without = tiny().apply(params, tokens())
+    chex.assert_trees_all_equal(model.apply(params, tokens()), without)
+    one, again, other = (
+      model.apply(params, tokens(), rngs={"dropout": random_key(key)})
+      for key in (1, 1, 2)
+    )
+    chex.assert_trees_all_equal(one, again)
+    self.assertGreater(jnp.abs(one - without).max(), 0.1)
+    self.assertGreater(jnp.abs(one - other).max(), 0.1)
+
+  def test_rate_zero_is_no_dropout(self):
+    model = tiny()
+    params = random_params(model)
+    chex.assert_trees_all_equal(
+      model.apply(params, tokens(), rngs={"dropout": random_key(1)}),
+      model.apply(params, tokens()),
+    )
+
+  def test_embeddings_lose_their_share_and_keep_their_mean(self):
+    model = tiny(dropout_rate=0.25)
+    params = random_params(model)
+
+    @jax.jit
+    def embed(rngs):
+      row = np.tile(tokens((1, T)), (1000, 1))
+      return model.apply(params, row, np.arange(T)[None], method="embed", rngs=rngs)
+
+    drawn, whole = embed({"dropout": random_key(1)}), embed({})
+    self.assertBetween(np.mean(drawn == 0), 0.24, 0.26)
+    chex.assert_trees_all_close(drawn.mean(0), whole[0], atol=0.2)
+
+  def test_each_place_draws_its_own(self):
+    model = tiny(dropout_rate=0.5)
+    _, state = jax.jit(
+      lambda params: model.apply(
+        params,
+        tokens(),
+        rngs={"dropout": random_key(1)},
+        capture_intermediates=lambda module, _: isinstance(module, Dropout),
+        mutable=["intermediates"],
+      )
+    )(random_params(model))
+    dropped = [np.asarray(leaf) == 0 for leaf in jax.tree.leaves(state)]
+    residual = [mask for mask in dropped if mask.shape == (B, T, TINY.embed_dim)]
+    heads = [mask for mask in dropped if mask.shape == (2, B, T, T)]
+    self.assertLen(residual, 1 + 2 * 2)
+    self.assertLen(heads, 2)
+    looked_at = [mask[..., np.tri(T, dtype=bool)] for mask in heads]
+    for masks in residual, looked_at:
+      for one, other in itertools.combinations(masks, 2):
+        self.assertBetween(np.mean(one == other), 0.3, 0.7)
+
+
+class GPT2ConfigTest(chex.TestCase):
+  @parameterized.parameters(
+    ("vocab_size", 0),
+    ("context_length", 0),
+    ("num_layers", -1),
+    ("num_heads", 0),
+    ("embed_dim", 0),
+    ("embed_dim", 9),
+    ("mlp_dim", -1),
+    ("dropout_rate", -0.1),
+    ("dropout_rate", 1.0),
+    ("dropout_rate", math.nan),
+    ("layer_norm_epsilon", 0.0),
+  )
+  def test_a_bad_number_is_refused_by_field_and_value(self, field, value):
+    with self.assertRaisesRegex(InputError, f"model.{field} is {value}: must be"):
+      dataclasses.replace(TINY, **{field: value})
+
+  @parameterized.parameters(
+    ("positional_encoding", "sinusoid", "sinusoidal"),
+    ("positional_encoding", "learnt", "learned"),
+    ("dtype", "bfloat", "bfloat16"),
+    ("activation", "gelu_than", "gelu_tanh"),
+  )
+  def test_an_unknown_name_is_refused_with_the_nearest(self, field, value, nearest):
+    message = f"unknown model.{field} '{value}': did you mean '{nearest}'"
+    with self.assertRaisesRegex(InputError, message):
+      dataclasses.replace(TINY, **{field: value})
+
+  def test_indivisible_width_names_the_heads_too(self):
+    with self.assertRaisesRegex(InputError, "model.num_heads, which is 2"):
+      dataclasses.replace(TINY, embed_dim=9)
+
+  def test_unknown_published_size(self):
+    with self.assertRaisesRegex(InputError, "'mediun': did you mean 'medium'"):
+      GPT2Config.published("mediun")
+
+  def test_published_can_be_changed(self):
+    config = GPT2Config.published("xl", dropout_rate=0.1, positional_encoding="none")
+    self.assertEqual(
+      (config.num_layers, config.num_heads, config.embed_dim, config.head_dim),
+      (48, 25, 1600, 64),
+    )
+    self.assertEqual((config.dropout_rate, config.positional_encoding), (0.1, "none"))
+
+  def test_never_changes(self):
+    with self.assertRaises(dataclasses.FrozenInstanceError):
+      GPT2Config().num_layers = 3
+
+  def test_too_many_tokens(self):
+    model = tiny()
+    with self.assertRaisesRegex(InputError, "9 tokens.*context_length.* 8"):
+      model.apply(random_params(model), tokens((1, 9)))
