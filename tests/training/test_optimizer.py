@@ -70,9 +70,9 @@ class OptimizerTest(chex.TestCase):
 
   def test_adamw_first_step_from_the_formula(self):
     params, key = unboxed(), jax.random.key(1)
-    grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+    grads = jax.tree.map(lambda p: np.asarray(jax.random.normal(key, p.shape)), params)
     rule = optimizer_lib.make_optimizer(CONFIG, lambda step: 0.1)
-    updates, _ = rule.update(grads, rule.init(params), params)
+    updates, _ = jax.jit(rule.update)(grads, rule.init(params), params)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
     kernel = params["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
     grad = grads["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"] / norm
