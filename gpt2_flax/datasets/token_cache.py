@@ -23,6 +23,7 @@ from gpt2_flax.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tok
 
 FORMAT = 1  # counts up whenever the same text would be cut or stored differently
 PIECE_BYTES = 1 << 20
+MOST_BYTES = 16 << 20
 BPE_TRAINING_PIECES = 64  # the first 64 MiB say enough about which pairs are frequent
 
 
@@ -102,10 +103,11 @@ def _content_hash(files: list[pathlib.Path], about: list) -> str:
 
 
 def _pieces(files: Iterable[pathlib.Path]) -> Iterator[str]:
-  """The text in pieces of about a megabyte, cut after a line where there is one.
+  """The text in pieces of about a megabyte, cut before a newline and its line.
 
-  A byte pair never reaches over the end of a line that the next one follows directly,
-  so pieces give the same tokens as the whole.
+  GPT-2's byte pairs never join that newline with what comes before it, so that pieces
+  give the same tokens as the whole; only a text that goes on for MOST_BYTES without
+  one is cut anywhere.
   """
   for file in files:
     # bytes, then decode: reading as text would turn "\r\n" into "\n"
@@ -115,10 +117,12 @@ def _pieces(files: Iterable[pathlib.Path]) -> Iterator[str]:
       for block in _blocks(file):
         num_read += len(block)
         rest += decoder.decode(block)
-        end = rest.rfind("\n") + 1 or len(rest)
-        while 0 < end < len(rest) and rest[end].isspace():
-          end = rest.rfind("\n", 0, end - 1) + 1
-        if end:
+        end = rest.rfind("\n", 0, -1)
+        while end > 0 and rest[end + 1].isspace():
+          end = rest.rfind("\n", 0, end)
+        if end <= 0 and len(rest) >= MOST_BYTES:
+          end = len(rest)
+        if end > 0:
           yield rest[:end]
           rest = rest[end:]
       rest += decoder.decode(b"", final=True)
