@@ -1,10 +1,10 @@
-"""Your own text, character by character.
+"""Your own text: in characters, bytes, or byte pairs trained on it.
 
     python train.py --config=configs/text.py --config.data.path=book.txt
+    python train.py --config=configs/text.py --config.data.path=books \
+      --config.data.tokenizer=bpe
 
-There is no floor: nobody knows the process that writes people's text. A megabyte of
-Shakespeare reaches a validation loss of about 1.7 nats a character in five minutes on
-two CPU cores.
+There is no floor: nobody knows the process that writes people's text.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
   with config.unlocked():
     config.data = ConfigDict()
     config.data.name = "text"
-    config.data.path = ""  # a UTF-8 file, or a glob such as "books/**/*.txt"
-    config.data.tokenizer = "char"  # char or byte
+    config.data.path = ""  # a UTF-8 file, a folder, or a glob such as "books/**/*.txt"
+    config.data.tokenizer = "char"  # char, byte, bpe, or a tokenizer.json
+    config.data.bpe_vocab_size = 1024  # how many tokens bpe is trained to have
     config.data.validation_fraction = 0.1  # the share at the end kept for validation
   config.model.context_length = 64
   config.model.num_layers = 4

@@ -241,23 +241,29 @@ def stream(
 ) -> Iterator[list[list[int]]]:
   """As `generate`, a few tokens at a time: each item has a row's next ones."""
   context_length = model.config.context_length
-  if not prompts or min(map(len, prompts)) == 0:
+  texts = [[int(token) for token in prompt] for prompt in prompts]
+  if not texts or min(map(len, texts)) == 0:
     raise InputError("prompts: each must have at least one token")
+  for token in {token for text in texts for token in text}:
+    if not 0 <= token < model.config.vocab_size:
+      raise InputError(
+        f"prompts: token id is {token}: must be 0 to {model.config.vocab_size - 1}"
+      )
   if num_tokens < 1:
     raise InputError(f"num_tokens is {num_tokens}: must be at least 1")
   if overflow not in OVERFLOWS:
     raise unknown_name("overflow", overflow, OVERFLOWS)
-  if overflow == "stop" and max(map(len, prompts)) >= context_length:
+  longest = max(map(len, texts))
+  if longest >= context_length and (overflow == "stop" or context_length == 1):
     raise InputError(
-      f"a prompt has {max(map(len, prompts))} tokens: must have fewer than"
-      f" model.context_length, which is {context_length}"
+      f"a prompt has {longest} tokens: must have fewer than model.context_length,"
+      f" which is {context_length}"
     )
   if key is None:
     if sampling.temperature > 0:
       raise InputError("key is None: sampling with a temperature needs one")
     key = jax.random.key(0)
 
-  texts = [list(prompt) for prompt in prompts]
   state, room, made = None, 0, 0
   while made < num_tokens:
     if room == 0:
@@ -314,7 +320,8 @@ def generate(
     key: of the randomness; not needed when greedy.
     stop_ids: tokens that end a row; the row keeps the one that ended it.
     overflow: what happens when context_length is full: "stop" ends the texts there,
-      "slide" forgets the older half of the window and goes on.
+      "slide" forgets the older half of the window and goes on. The rows share their
+      window: it is full when the longest row fills it.
 
   Returns:
     The new tokens of each row.

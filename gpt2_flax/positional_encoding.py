@@ -26,7 +26,8 @@ def sinusoidal_positional_encoding(
   fixed offset is a rotation of each pair, which a linear layer can learn.
 
   Args:
-    positions: integers of any shape [...]; there is no largest one.
+    positions: integers of any shape [...]; as angles are float32, a value is off by
+      some 3e-8 times its position.
     embed_dim: D, the number of features. An odd D ends on a sine.
     max_period: the longest wavelength, divided by 2 pi, that D -> infinity nears.
 

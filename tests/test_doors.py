@@ -1,0 +1,139 @@
+"""`sample.py` and `evaluate.py` as a person runs them, on a small trained run."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import parameterized
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax import pretrained
+from gpt2_flax.training.workdir import load_run
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = "".join(f"{i}. Der Bär isst Brot, {i * i} Mal.\n" for i in range(120))
+
+
+def call(door: str, *flags: str, stdin: str | None = None):
+  return subprocess.run(
+    [sys.executable, str(ROOT / door), *flags],
+    capture_output=True,
+    text=True,
+    input=stdin,
+    cwd=ROOT,
+    timeout=120,
+    check=False,
+  )
+
+
+class DoorsTest(chex.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.folder = pathlib.Path(folder)
+    cls.text = cls.folder / "text.txt"
+    cls.text.write_text(TEXT)
+    cls.run_flag = f"--workdir={cls.folder / 'run'}"
+    done = call(
+      "train.py",
+      "--config=configs/text.py",
+      cls.run_flag,
+      f"--config.data.path={cls.text}",
+      "--config.data.tokenizer=bpe",
+      "--config.data.bpe_vocab_size=300",
+      "--config.model.context_length=16",
+      "--config.model.num_layers=1",
+      "--config.model.embed_dim=32",
+      "--config.train.num_steps=60",
+      "--config.eval.sample_tokens=20",
+    )
+    assert done.returncode == 0, done.stderr
+
+  def test_same_seed_same_text(self):
+    flags = ("--prompt=Der Bär", "--num_tokens=40", "--top_k=20", "--min_p=0.01")
+    one, again, other = (
+      call("sample.py", self.run_flag, *flags, f"--seed={seed}") for seed in (1, 1, 2)
+    )
+    self.assertEqual(one.returncode, 0, one.stderr)
+    self.assertStartsWith(one.stdout, "Der Bär")
+    self.assertEqual(one.stdout, again.stdout)
+    self.assertNotEqual(one.stdout, other.stdout)
+    self.assertRegex(one.stderr, r"^40 tokens in .* tokens/s\n$")
+
+  def test_several_samples_from_a_prompt_on_stdin(self):
+    made = call(
+      "sample.py",
+      self.run_flag,
+      "--prompt_file=-",
+      "--num_samples=3",
+      "--num_tokens=5",
+      stdin="Brot,",
+    )
+    self.assertEqual(made.returncode, 0, made.stderr)
+    texts = made.stdout.split("\n---\n")
+    self.assertLen(texts, 3)
+    for text in texts:
+      self.assertStartsWith(text, "Brot,")
+
+  def test_loss_is_that_of_each_token_in_its_window(self):
+    text = TEXT[:300]
+    (self.folder / "part.txt").write_text(text)
+    flags = (self.run_flag, f"--text={self.folder / 'part.txt'}", "--stride=4")
+    results = [call("evaluate.py", *flags, f"--batch_size={size}") for size in (1, 5)]
+    self.assertEqual(results[0].returncode, 0, results[0].stderr)
+    found, other = (json.loads(r.stdout.splitlines()[-1]) for r in results)
+    self.assertEqual(found, other)
+
+    model, params, tokenizer = load_run(self.folder / "run")
+    tokens = tokenizer.encode(text)
+    total = 0.0
+    for target in range(1, len(tokens)):
+      # the first window whose end lies at the target or after it
+      start = 0 if target <= 16 else 4 * math.ceil((target - 16) / 4)
+      window = jnp.array([tokens[start : start + 16]])
+      scores = np.asarray(model.apply(params, window), np.float64)[
+        0, target - 1 - start
+      ]
+      total -= scores[tokens[target]] - np.log(np.exp(scores).sum())
+    self.assertEqual(found["tokens"], len(tokens) - 1)
+    self.assertAlmostEqual(found["loss"], total / (len(tokens) - 1), places=4)
+    self.assertAlmostEqual(found["perplexity"], math.exp(found["loss"]), places=2)
+    bits = total / len(text.encode()) / math.log(2)
+    self.assertAlmostEqual(found["bits_per_byte"], bits, places=4)
+
+  def test_exported_weights_give_the_same(self):
+    exported = self.folder / "exported"
+    pretrained.save(exported, *load_run(self.folder / "run"))
+    for door, *flags in (
+      ("sample.py", "--prompt=Der", "--temperature=0", "--num_tokens=12"),
+      ("evaluate.py", f"--text={self.text}"),
+    ):
+      own = call(door, self.run_flag, *flags)
+      theirs = call(door, f"--pretrained={exported}", *flags)
+      self.assertEqual(theirs.returncode, 0, theirs.stderr)
+      self.assertEqual(theirs.stdout, own.stdout)
+
+  @parameterized.parameters(
+    ("sample.py", [], "give one of --workdir (a run) and --pretrained (weights)"),
+    ("sample.py", ["--workdir=nope"], "--workdir=nope holds no run"),
+    ("sample.py", ["--workdir=a", "--pretrained=b"], "give one of --workdir"),
+    ("sample.py", ["RUN", "--top_p=0"], "top_p is 0.0: must be above 0"),
+    ("sample.py", ["RUN", "--prompt_file=no.txt"], "--prompt_file=no.txt"),
+    ("sample.py", ["RUN", "--num_samples=0"], "--num_samples=0: must be at least 1"),
+    ("evaluate.py", ["RUN"], "--text has no value"),
+    ("evaluate.py", ["RUN", "--text=no.txt"], "--text=no.txt"),
+    ("evaluate.py", ["RUN", f"--text={__file__}", "--stride=99"], "stride is 99"),
+  )
+  def test_bad_input_gives_one_line(self, door, flags, message):
+    flags = [self.run_flag if flag == "RUN" else flag for flag in flags]
+    bad = call(door, *flags)
+    self.assertEqual(bad.returncode, 2, bad.stderr)
+    self.assertEqual(bad.stderr.count("\n"), 1, bad.stderr)
+    self.assertIn(message, bad.stderr)
+    self.assertEqual(bad.stdout, "")
