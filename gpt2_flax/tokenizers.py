@@ -1,5 +1,6 @@
 """Text to token ids and back. One small interface, one class a kind of token."""
 
+import abc
 from collections.abc import Iterable, Sequence
 import json
 import pathlib
@@ -10,7 +11,7 @@ import tokenizers
 from gpt2_flax.errors import InputError, unknown_name
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
   """What every tokenizer offers.
 
   Attributes:
@@ -24,13 +25,13 @@ class Tokenizer:
   vocab_size: int
   start_id: int | None = None
 
+  @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
     """Token ids of a text; an `InputError` names what it cannot write."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def decode(self, ids: Sequence[int]) -> str:
     """The text of some token ids; a start token leaves no trace."""
-    raise NotImplementedError
 
   def start(self, text: str) -> list[int]:
     """The ids that a text to be continued begins with."""
@@ -43,9 +44,9 @@ class Tokenizer:
     """One token as a person would call it."""
     return "<s>" if token_id == self.start_id else self.decode([token_id])
 
+  @abc.abstractmethod
   def state(self) -> dict:
     """What `__init__` needs to build this tokenizer again, as JSON values."""
-    raise NotImplementedError
 
 
 class WordTokenizer(Tokenizer):

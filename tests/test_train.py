@@ -20,7 +20,7 @@ TINY = (
   "--config.model.num_heads=2",
   "--config.model.context_length=12",
   "--config.model.dropout_rate=0.1",
-  "--config.train.num_steps=40",
+  "--config.train.num_steps=100",
   "--config.train.batch_size=8",
   "--config.train.accumulation_steps=2",
   "--config.train.log_every_steps=5",
@@ -58,7 +58,7 @@ def evaluations(workdir: pathlib.Path) -> list[dict]:
 
 def final_state(workdir: pathlib.Path):
   """All arrays of the last checkpoint, and where it stands in the data."""
-  checkpoint = workdir / "checkpoints" / "40"
+  checkpoint = workdir / "checkpoints" / "100"
   with ocp.StandardCheckpointer() as checkpointer:
     state = checkpointer.restore((checkpoint / "state").absolute())
   state["rng"] = jax.random.key_data(state["rng"])
@@ -93,7 +93,7 @@ class TrainTest(chex.TestCase):
 class MainJobTest(TrainTest):
   def test_leaves_all_that_it_promises_and_runs_only_once(self):
     done = self.run_to_the_end()
-    for word in ("done: 40 steps", "floor", "gap", "step 40", "writes:"):
+    for word in ("done: 100 steps", "floor", "gap", "step 100", "writes:"):
       self.assertIn(word, done.stdout)
     names = {path.name for path in self.workdir.iterdir()}
     expected = {"config.json", "tokenizer.json", "metrics.jsonl", "tensorboard"}
@@ -108,11 +108,11 @@ class MainJobTest(TrainTest):
         self.assertAlmostEqual(record["val/gap"], gap, places=12)
         self.assertGreater(gap, 0)
     kept = sorted(p.name for p in (self.workdir / "checkpoints").iterdir())
-    self.assertEqual(kept, ["30", "40"])
+    self.assertEqual(kept, ["100", "90"])
 
     before = (self.workdir / "metrics.jsonl").read_text()
     again = self.run_to_the_end()
-    self.assertIn("goes on from step 40 of 40", again.stdout)
+    self.assertIn("goes on from step 100 of 100", again.stdout)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
 
     other = train(*TINY, f"--workdir={self.workdir}", "--config.model.num_heads=4")
@@ -127,7 +127,7 @@ class MainJobTest(TrainTest):
       "--config.optimizer.learning_rate=1e38",
       "--config.optimizer.warmup_steps=3",
       "--config.checkpoint.every_steps=1",
-      "--config.checkpoint.keep=50",
+      "--config.checkpoint.keep=100",
     )
     self.assertEqual(run.returncode, 1)
     self.assertEqual(run.stderr.count("\n"), 1)
@@ -206,13 +206,13 @@ class DamagedTest(TrainTest):
   def test_goes_on_from_the_checkpoint_before_a_damaged_one(self):
     self.run_to_the_end()
     expected = final_state(self.workdir)
-    for file in (self.workdir / "checkpoints" / "40" / "state").rglob("*"):
+    for file in (self.workdir / "checkpoints" / "100" / "state").rglob("*"):
       if file.is_file():
         file.write_bytes(file.read_bytes()[:100])
     again = train(*TINY, f"--workdir={self.workdir}")
     self.assertEqual(again.returncode, 0, again.stderr)
-    self.assertIn("checkpoints/40 is damaged, going on from", again.stderr)
-    self.assertIn("goes on from step 30 of 40", again.stdout)
+    self.assertIn("checkpoints/100 is damaged, going on from", again.stderr)
+    self.assertIn("goes on from step 90 of 100", again.stdout)
     chex.assert_trees_all_equal(final_state(self.workdir), expected)
 
 
