@@ -23,10 +23,9 @@ def main() -> int:
   """Checks the config, trains, says how it went."""
   from gpt2_flax.training import config, loop  # slow to import: after the flags
 
-  values = flags.FLAGS.config
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
-  experiment, dataset = config.parse(values)
-  result = loop.train(experiment, dataset, workdir, values.to_dict())
+  experiment, dataset = config.parse(flags.FLAGS.config)
+  result = loop.train(experiment, dataset, workdir)
   print(result.summary(workdir))
   return 128 + result.stopped_by if result.stopped_by else 0
 

@@ -20,8 +20,9 @@ def get_config() -> ConfigDict:
   with config.unlocked():
     config.data = ConfigDict()
     config.data.name = "text"
-    config.data.path = ""  # a UTF-8 file, a folder, or a glob such as "books/**/*.txt"
-    config.data.tokenizer = "char"  # char, byte, bpe, or a tokenizer.json
+    config.data.path = ""  # UTF-8: a file, a folder, a glob "books/**/*.txt", a URL
+    config.data.sha256 = ""  # what the content at a URL must have
+    config.data.tokenizer = "char"  # char, byte, bpe, init_from, a tokenizer.json
     config.data.bpe_vocab_size = 1024  # how many tokens bpe is trained to have
     config.data.validation_fraction = 0.1  # the share at the end kept for validation
   config.model.context_length = 64

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Every key there is; the other configs start from here and change some."""
   config = ConfigDict()
+  config.init_from = ""  # weights to start from: a run, a folder, a hub id; "": random
 
   config.data = ConfigDict()
   config.data.name = "grammar"  # grammar, markov, induction or text

@@ -14,7 +14,7 @@ from absl import logging
 import numpy as np
 from safetensors import safe_open, SafetensorError
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.tokenizers import Tokenizer
@@ -226,7 +226,8 @@ def config_json(config: GPT2Config, tokenizer: Tokenizer | None) -> dict[str, An
   if tokenizer is None:  # all that can be known is GPT-2's own vocabulary
     end_of_text = 50_256 if config.vocab_size == 50_257 else None
   else:
-    end_of_text = getattr(tokenizer, "end_of_text_id", tokenizer.start_id)
+    ids = (tokenizer.end_of_text_id, tokenizer.start_id)
+    end_of_text = next((token_id for token_id in ids if token_id is not None), None)
   return {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -252,6 +253,9 @@ def _hub_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
       theirs = tokenizers.Tokenizer(models.WordLevel(ids))
       theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
       theirs.add_special_tokens(["<s>"])
+      theirs.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.start_id)]
+      )
     case "char":
       ids = {character: i for i, character in enumerate(tokenizer.characters)}
       theirs = tokenizers.Tokenizer(models.WordLevel(ids))

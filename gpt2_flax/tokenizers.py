@@ -19,11 +19,13 @@ class Tokenizer(abc.ABC):
     vocab_size: ids are 0 .. vocab_size - 1.
     start_id: the token that every sequence begins with, or None. `encode` does not
       add it: it belongs to a sequence, not to its text.
+    end_of_text_id: the token between documents, or None. A text may start after it.
   """
 
   kind: ClassVar[str]
   vocab_size: int
   start_id: int | None = None
+  end_of_text_id: int | None = None
 
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
@@ -36,6 +38,8 @@ class Tokenizer(abc.ABC):
   def start(self, text: str) -> list[int]:
     """The ids that a text to be continued begins with."""
     prefix = [] if self.start_id is None else [self.start_id]
+    if not prefix and not text and self.end_of_text_id is not None:
+      prefix = [self.end_of_text_id]  # as after another document's end
     if not prefix and not text:
       raise InputError("the prompt is empty: must have at least one token")
     return prefix + self.encode(text)
@@ -129,10 +133,8 @@ class BPETokenizer(Tokenizer):
 
   Frequent neighbours become one token: Sennrich et al. (2016), "Neural Machine
   Translation of Rare Words with Subword Units"; over bytes, so that every text can be
-  written: Radford et al. (2019), section 2.2.
-
-  Attributes:
-    end_of_text_id: the token between documents, which a text may start after.
+  written: Radford et al. (2019), section 2.2. Its start token, if it has one, is the
+  one that the file has put before every text.
   """
 
   kind = "bpe"
@@ -145,6 +147,8 @@ class BPETokenizer(Tokenizer):
       raise InputError(f"not a tokenizer.json: {error}") from error
     self.vocab_size = self._tokenizer.get_vocab_size()
     self.end_of_text_id = self._tokenizer.token_to_id(self.END_OF_TEXT)
+    added = self._tokenizer.encode("").ids  # what it would add to any text
+    self.start_id = added[0] if len(added) == 1 else None
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
@@ -163,15 +167,14 @@ class BPETokenizer(Tokenizer):
     return cls(json.loads(tokenizer.to_str()))
 
   def encode(self, text: str) -> list[int]:
-    return self._tokenizer.encode(text, add_special_tokens=False).ids
+    try:
+      return self._tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # a word or character that it does not know
+      raise InputError(f"text that has no tokens: {error}") from error
 
   def decode(self, ids: Sequence[int]) -> str:
-    return self._tokenizer.decode(list(ids), skip_special_tokens=False)
-
-  def start(self, text: str) -> list[int]:
-    if not text and self.end_of_text_id is not None:
-      return [self.end_of_text_id]  # as after another document's end
-    return super().start(text)
+    ids = [token_id for token_id in ids if token_id != self.start_id]
+    return self._tokenizer.decode(ids, skip_special_tokens=False)
 
   def save(self, path: str) -> None:
     """Writes Hugging Face's tokenizer.json."""

@@ -1,4 +1,4 @@
-"""`sample.py` and `evaluate.py` as a person runs them, on a small trained run."""
+"""The doors as a person runs them, one after the other, on a small trained run."""
 
 import json
 import math
@@ -107,9 +107,15 @@ class DoorsTest(chex.TestCase):
     bits = total / len(text.encode()) / math.log(2)
     self.assertAlmostEqual(found["bits_per_byte"], bits, places=4)
 
-  def test_exported_weights_give_the_same(self):
+  def export(self):
     exported = self.folder / "exported"
-    pretrained.save(exported, *load_run(self.folder / "run"))
+    if not exported.exists():
+      done = call("export.py", self.run_flag, f"--output={exported}")
+      self.assertEqual(done.returncode, 0, done.stderr)
+    return exported
+
+  def test_exported_weights_give_the_same(self):
+    exported = self.export()
     for door, *flags in (
       ("sample.py", "--prompt=Der", "--temperature=0", "--num_tokens=12"),
       ("evaluate.py", f"--text={self.text}"),
@@ -118,6 +124,39 @@ class DoorsTest(chex.TestCase):
       theirs = call(door, f"--pretrained={exported}", *flags)
       self.assertEqual(theirs.returncode, 0, theirs.stderr)
       self.assertEqual(theirs.stdout, own.stdout)
+    tokens = jnp.arange(16)[None]
+    model, params, _ = load_run(self.folder / "run")
+    loaded, loaded_params = pretrained.load(exported)
+    chex.assert_trees_all_close(
+      loaded.apply(loaded_params, tokens), model.apply(params, tokens), atol=1e-5
+    )
+
+  @parameterized.parameters("run", "exported")
+  def test_fine_tuning_on_another_text_is_better_there_than_before(self, source):
+    self.export()
+    text, workdir = self.folder / "other.txt", self.folder / f"tuned-{source}"
+    text.write_text("".join(f"{i}. Das Kind mag Käse, {i} Mal.\n" for i in range(99)))
+    flags = (
+      "--config=configs/finetune.py",
+      f"--workdir={workdir}",
+      f"--config.init_from={self.folder / source}",
+      f"--config.data.path={text}",
+      "--config.model.context_length=12",
+      "--config.optimizer.learning_rate=0.003",
+      "--config.train.num_steps=40",
+      "--config.train.accumulation_steps=1",
+      "--config.eval.every_steps=40",
+    )
+    tuned = call("train.py", *flags)
+    self.assertEqual(tuned.returncode, 0, tuned.stderr)
+    losses = []
+    for model in (self.run_flag, f"--workdir={workdir}"):
+      found = call("evaluate.py", model, f"--text={text}", "--stride=6")
+      self.assertEqual(found.returncode, 0, found.stderr)
+      losses.append(json.loads(found.stdout.splitlines()[-1])["loss"])
+    self.assertLess(losses[1], losses[0] - 0.5)
+    again = call("train.py", *flags)
+    self.assertIn("goes on from step 40 of 40", again.stdout)
 
   @parameterized.parameters(
     ("sample.py", [], "give one of --workdir (a run) and --pretrained (weights)"),
@@ -126,6 +165,8 @@ class DoorsTest(chex.TestCase):
     ("sample.py", ["RUN", "--top_p=0"], "top_p is 0.0: must be above 0"),
     ("sample.py", ["RUN", "--prompt_file=no.txt"], "--prompt_file=no.txt"),
     ("sample.py", ["RUN", "--num_samples=0"], "--num_samples=0: must be at least 1"),
+    ("export.py", ["RUN"], "--output has no value"),
+    ("export.py", ["RUN", "--output=tests"], "tests is not empty: choose a new folder"),
     ("evaluate.py", ["RUN"], "--text has no value"),
     ("evaluate.py", ["RUN", "--text=no.txt"], "--text=no.txt"),
     ("evaluate.py", ["RUN", f"--text={__file__}", "--stride=99"], "stride is 99"),

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from safetensors.numpy import load_file, save_file
 
-from gpt2_flax import GPT2, GPT2Config, InputError, pretrained
+from gpt2_flax import generation, GPT2, GPT2Config, InputError, pretrained
 from gpt2_flax.hub_folder import StoredTensor
 from gpt2_flax.tokenizers import WordTokenizer
 
@@ -123,6 +123,15 @@ class PretrainedTest(chex.TestCase):
     chex.assert_trees_all_close(
       gradients, pretrained.load(folder)[1], rtol=0, atol=1e-4
     )
+
+  @parameterized.parameters(*SHAPES)
+  def test_writes_greedily_what_transformers_writes(self, name):
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    prompts, greedy = expected["prompts"].tolist(), expected["greedy"].tolist()
+    model, params = pretrained.load(GOLDEN / name)
+    sampling = generation.Sampling(temperature=0)
+    made = generation.generate(model, params, prompts, num_tokens=8, sampling=sampling)
+    self.assertEqual(made, greedy)
 
   @parameterized.parameters(*SHAPES)
   def test_params_are_those_of_init(self, name):
@@ -251,7 +260,11 @@ class PretrainedTest(chex.TestCase):
     tokenizer = WordTokenizer(["a", "b"])
     pretrained.save(self.scratch / "saved", model, random_params(model), tokenizer)
     loaded = pretrained.load_tokenizer(self.scratch / "saved")
-    self.assertEqual(loaded.encode("b a b"), tokenizer.encode("b a b"))
+    self.assertEqual(loaded.start("b a b"), tokenizer.start("b a b"))
+    self.assertEqual(loaded.start(""), [0])
+    self.assertEqual(loaded.decode(loaded.start("b a b")), "b a b")
+    with self.assertRaisesRegex(InputError, "text that has no tokens"):
+      loaded.encode("a c")
     with self.assertRaisesRegex(InputError, "tokenizer.json cannot be read"):
       pretrained.load_tokenizer(GOLDEN / "plain")
 

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from gpt2_flax import tokenizers
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import ByteTokenizer, CharTokenizer, WordTokenizer
+from gpt2_flax.tokenizers import (
+  BPETokenizer,
+  ByteTokenizer,
+  CharTokenizer,
+  WordTokenizer,
+)
 
 WORDS = ("dog", "cat", "naïve", "<s>x", ".")
 CHARACTERS = 'hello\r\n\t wörld 😀\u2028"\\'
@@ -18,6 +23,7 @@ TOKENIZERS = (
   ("word", WordTokenizer(WORDS), "cat . naïve cat"),
   ("char", CharTokenizer(CHARACTERS), "dörr\r\n\u2028😀\\"),
   ("byte", ByteTokenizer(), "any ☃ text\r\n"),
+  ("bpe", BPETokenizer.train(["to be or not to be"], 270), "be ☃ to<s>\r\n"),
 )
 
 fixed = hypothesis.settings(derandomize=True, deadline=None)
@@ -61,6 +67,33 @@ class RoundTripTest(chex.TestCase):
   def test_part_of_a_character_is_shown_as_missing(self):
     ids = ByteTokenizer().encode("é")
     self.assertEqual(ByteTokenizer().decode(ids[:1]), "\N{REPLACEMENT CHARACTER}")
+
+
+class BytePairTest(chex.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.tokenizer = BPETokenizer.train(["the cats and the dogs, the end. "] * 9, 300)
+
+  @fixed
+  @hypothesis.given(st.text(st.characters(codec="utf-8")))
+  @hypothesis.example("<|endoftext|> the cats<|endoftext|>")
+  @hypothesis.example("  two  spaces \r\n\x00\u2028 ")
+  def test_write_any_text(self, text):
+    ids = self.tokenizer.encode(text)
+    self.assertTrue(all(0 <= i < self.tokenizer.vocab_size for i in ids))
+    self.assertEqual(self.tokenizer.decode(ids), text)
+
+  def test_frequent_pairs_are_one_token(self):
+    text = "the cats and the dogs"
+    self.assertLess(len(self.tokenizer.encode(text)), len(text) / 3)
+    self.assertEqual(len(self.tokenizer.encode("\x07\x08")), 2)
+
+  def test_a_text_may_start_after_the_end_of_another(self):
+    end = self.tokenizer.end_of_text_id
+    self.assertEqual(self.tokenizer.token(end), "<|endoftext|>")
+    self.assertEqual(self.tokenizer.start(""), [end])
+    self.assertEqual(self.tokenizer.start("the"), self.tokenizer.encode("the"))
 
 
 class StartTokenTest(chex.TestCase):

@@ -9,10 +9,8 @@ from gpt2_flax.datasets.text import TextConfig
 # data.name -> the dataclass of its other fields; its make(context_length) gives a
 # Dataset.
 CONFIGS = {
-  "grammar": GrammarConfig,
-  "markov": MarkovConfig,
-  "induction": InductionConfig,
-  "text": TextConfig,
+  config.name: config
+  for config in (GrammarConfig, MarkovConfig, InductionConfig, TextConfig)
 }
 
 __all__ = ["CONFIGS", "Dataset", "ToyLanguage", "floor"]

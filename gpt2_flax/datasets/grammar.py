@@ -14,6 +14,7 @@ import bisect
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 
@@ -229,6 +230,7 @@ class GrammarConfig:
     seed: of the random streams that sentences are drawn from.
   """
 
+  name: ClassVar = "grammar"
   seed: int = 0
 
   def __post_init__(self):

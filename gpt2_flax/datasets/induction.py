@@ -8,6 +8,7 @@ token and look at what followed it: an induction head (Olsson et al., 2022).
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class InductionConfig:
     seed: of the sequences.
   """
 
+  name: ClassVar = "induction"
   num_symbols: int = 32
   min_period: int = 4
   max_period: int = 16

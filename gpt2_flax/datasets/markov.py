@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import string
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class MarkovConfig:
     seed: of the chain and of the sequences drawn from it.
   """
 
+  name: ClassVar = "markov"
   num_symbols: int = 8
   order: int = 2
   concentration: float = 0.3

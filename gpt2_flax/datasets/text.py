@@ -6,9 +6,13 @@ Nobody knows the process that writes people's text, so there is no floor here.
 import dataclasses
 import glob
 import pathlib
+import re
+import sys
+from typing import ClassVar
 
 import numpy as np
 
+from gpt2_flax.cache import cache_folder
 from gpt2_flax.datasets import token_cache
 from gpt2_flax.datasets.dataset import Dataset
 from gpt2_flax.errors import InputError
@@ -19,18 +23,22 @@ class TextConfig:
   """Which text, and how it is cut.
 
   Attributes:
-    path: a file, a folder (all .txt files in it) or a glob such as "books/**/*.txt";
-      files are read in name order.
-    tokenizer: "char" (those that occur), "byte", "bpe" (trained on this text), or a
-      tokenizer.json or the folder of one.
+    path: a file, a folder (all .txt files in it), a glob such as "books/**/*.txt", or
+      an http(s) URL; files are read in name order, a URL is downloaded once.
+    tokenizer: "char" (those that occur), "byte", "bpe" (trained on this text),
+      "init_from" (that of the weights the run starts from), or a tokenizer.json or the
+      folder of one.
     validation_fraction: the share at the end that is kept for validation.
     bpe_vocab_size: how many tokens "bpe" is trained to have.
+    sha256: of the content at a URL; other content is refused.
   """
 
+  name: ClassVar = "text"
   path: str = ""
   tokenizer: str = "char"
   validation_fraction: float = 0.1
   bpe_vocab_size: int = 1024
+  sha256: str = ""
 
   def __post_init__(self):
     if not 0.0 < self.validation_fraction < 1.0:
@@ -48,8 +56,10 @@ class TextConfig:
     return Text(self, context_length)
 
 
-def find_files(path: str) -> list[pathlib.Path]:
-  """The files that `path` names, in name order."""
+def find_files(path: str, sha256: str = "") -> list[pathlib.Path]:
+  """The files that `path` names, in name order; sha256 is for a URL's."""
+  if path.startswith(("http://", "https://")):
+    return [_download(path, sha256)]
   if not path:
     raise InputError("data.path is empty: must name a UTF-8 file, a folder or a glob")
   if pathlib.Path(path).is_file():  # even if its name looks like a pattern
@@ -62,13 +72,33 @@ def find_files(path: str) -> list[pathlib.Path]:
   return files
 
 
+def _download(url: str, sha256: str) -> pathlib.Path:
+  """The file at a URL, from the cache if it is there whole."""
+  if not re.fullmatch("[0-9a-f]{64}", sha256):
+    raise InputError(
+      f"data.sha256 is {sha256!r}: must be the SHA-256 of the file at {url}, in 64"
+      " hexadecimal digits"
+    )
+  import pooch  # slow to import, and local files do not need it
+
+  pooch.get_logger().setLevel("WARNING")
+  downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+  try:
+    path = pooch.retrieve(
+      url, f"sha256:{sha256}", path=cache_folder() / "downloads", downloader=downloader
+    )
+    return pathlib.Path(path)
+  except (OSError, ValueError) as error:  # requests' errors are OSErrors
+    raise InputError(f"data.path: {url} cannot be downloaded: {error}") from error
+
+
 class Text(Dataset):
   """Windows of a text: training ones start anywhere, validation ones end to end."""
 
   def __init__(self, config: TextConfig, context_length: int):
     self.context_length = context_length
     tokens, self.tokenizer = token_cache.tokenize(
-      find_files(config.path), config.tokenizer, config.bpe_vocab_size
+      find_files(config.path, config.sha256), config.tokenizer, config.bpe_vocab_size
     )
     num_validation = round(len(tokens) * config.validation_fraction)
     self._tokens = {

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from gpt2_flax import datasets
+from gpt2_flax import datasets, hub_folder, tokenizers
 from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.transformer import GPT2Config
 
 OPTIMIZERS = ("adamw", "muon", "lion")
@@ -141,10 +141,12 @@ class ExperimentConfig:
   """A whole experiment, one section a concern.
 
   Attributes:
-    data: one of `datasets.CONFIGS`.
-    model: its vocab_size is None until the data has said it.
+    init_from: the run, folder or hub id whose weights it starts from; "" for random.
+    data: an instance of one of `datasets.CONFIGS`.
+    model: with everything filled in that the data or init_from decides.
   """
 
+  init_from: str
   data: Any
   model: GPT2Config
   optimizer: OptimizerConfig
@@ -152,6 +154,12 @@ class ExperimentConfig:
   eval: EvalConfig
   checkpoint: CheckpointConfig
   mesh: MeshConfig
+
+  def to_dict(self) -> dict[str, Any]:
+    """As JSON values; `from_dict` reads them."""
+    values = dataclasses.asdict(self)
+    values["data"] = {"name": self.data.name, **values["data"]}
+    return values
 
 
 def _require(holds: bool, section: str, name: str, config: Any, allowed: str) -> None:
@@ -193,41 +201,35 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   return cls(**checked)
 
 
-def _parse_sections(values: dict[str, Any]) -> tuple[dict[str, Any], Any, GPT2Config]:
-  """Every section but data and model parsed; data; and model, vocab_size as given."""
-  expected = {"data", "model", *SECTIONS}
+def _parse_sections(values: dict[str, Any]) -> dict[str, Any]:
+  """All fields of an ExperimentConfig but the model, which depends on some of them."""
+  expected = {"init_from", "data", "model", *SECTIONS}
   for section in values:
     if section not in expected:
       raise unknown_name("config section", section, expected)
-  for section in sorted(expected):
+  for section in sorted(expected - {"init_from"}):
     if not isinstance(values.get(section), dict):
       raise InputError(f"config.{section} is missing: must be a section of the config")
-  parsed = {
-    section: _from_section(cls, section, values[section])
-    for section, cls in SECTIONS.items()
-  }
+  if not isinstance(values.get("init_from"), str):
+    raise InputError("config.init_from is missing: must be a text, perhaps empty")
   data_values = dict(values["data"])
   name = data_values.pop("name", None)
   if name not in datasets.CONFIGS:
     raise unknown_name("data.name", str(name), datasets.CONFIGS)
-  data = _from_section(datasets.CONFIGS[name], "data", data_values)
-  model_values = dict(values["model"])
-  if not model_values.get("vocab_size"):
-    model_values.pop("vocab_size", None)  # the tokenizer's, filled in later
-  return parsed, data, _from_section(GPT2Config, "model", model_values)
+  return {
+    "init_from": values["init_from"],
+    "data": _from_section(datasets.CONFIGS[name], "data", data_values),
+    **{
+      section: _from_section(cls, section, values[section])
+      for section, cls in SECTIONS.items()
+    },
+  }
 
 
-def _with_vocabulary(
-  model: GPT2Config, values: dict[str, Any], tokenizer: Tokenizer
-) -> GPT2Config:
-  if not values["model"].get("vocab_size"):
-    return dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
-  if model.vocab_size < tokenizer.vocab_size:
-    raise InputError(
-      f"model.vocab_size is {model.vocab_size}: must be 0 (the data's) or at least"
-      f" {tokenizer.vocab_size}, the data's"
-    )
-  return model
+def from_dict(values: dict[str, Any]) -> ExperimentConfig:
+  """The config of a run that was made; its data and its source may be gone."""
+  model = _from_section(GPT2Config, "model", values.get("model", {}))
+  return ExperimentConfig(model=model, **_parse_sections(values))
 
 
 def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
@@ -237,22 +239,75 @@ def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
     InputError: names the key, its value and what is allowed. Nothing was written.
   """
   values = config.to_dict()
-  parsed, data, model = _parse_sections(values)
+  sections = _parse_sections(values)
+  data, model_values = sections["data"], values["model"]
+  if sections["init_from"]:
+    folder = hub_folder.find_folder(sections["init_from"])
+    model_values = _with_source(model_values, source_model(folder))
+  if getattr(data, "tokenizer", None) == "init_from":
+    if not sections["init_from"]:
+      raise InputError("data.tokenizer is 'init_from', but init_from is empty")
+    data = dataclasses.replace(data, tokenizer=str(folder))
+  known = {k: v for k, v in model_values.items() if k != "vocab_size" or v}
+  model = _from_section(GPT2Config, "model", known)
   dataset = data.make(model.context_length)
-  if isinstance(dataset, datasets.ToyLanguage) and not parsed["eval"].num_windows:
+  if isinstance(dataset, datasets.ToyLanguage) and not sections["eval"].num_windows:
     raise InputError(
       "eval.num_windows is 0 (all): must be at least 1 for"
-      f" data.name={values['data']['name']}, which is endless"
+      f" data.name={data.name}, which is endless"
     )
-  model = _with_vocabulary(model, values, dataset.tokenizer)
-  return ExperimentConfig(data=data, model=model, **parsed), dataset
+  if "vocab_size" not in known:
+    model = dataclasses.replace(model, vocab_size=dataset.tokenizer.vocab_size)
+  if model.vocab_size < dataset.tokenizer.vocab_size:
+    raise InputError(
+      f"model.vocab_size is {model.vocab_size}: must be 0 (the data's) or at least"
+      f" {dataset.tokenizer.vocab_size}, the data's"
+    )
+  if sections["init_from"]:
+    _require_same_tokens(dataset.tokenizer, folder)
+  return ExperimentConfig(model=model, **sections), dataset
 
 
-def parse_run(values: dict[str, Any], tokenizer: Tokenizer) -> ExperimentConfig:
-  """The config of a run that was made with this tokenizer; its data may be gone."""
-  parsed, data, model = _parse_sections(values)
-  model = _with_vocabulary(model, values, tokenizer)
-  return ExperimentConfig(data=data, model=model, **parsed)
+def is_run(folder: pathlib.Path) -> bool:
+  """Whether train.py wrote this folder; else it may be in Hugging Face's layout."""
+  return (folder / "checkpoints").is_dir()
+
+
+def source_model(folder: pathlib.Path) -> GPT2Config:
+  """The shape of the model in a run's folder or one in Hugging Face's layout."""
+  path = folder / hub_folder.CONFIG
+  if not is_run(folder):
+    return hub_folder.read_config(path)
+  return from_dict(hub_folder.read_json(path)).model
+
+
+def _with_source(values: dict[str, Any], source: GPT2Config) -> dict[str, Any]:
+  """Model keys where the weights' own fill in what is not given, or given as 0."""
+  merged = dataclasses.asdict(source)
+  for name, value in values.items():
+    if name in ("dropout_rate", "dtype") or name not in merged:
+      merged[name] = value  # no matter of the weights, or refused by name later
+    elif name == "context_length" and type(value) is int and value:
+      if value > source.context_length:
+        raise InputError(
+          f"model.context_length is {value}: must be at most {source.context_length},"
+          " as in init_from"
+        )
+      merged[name] = value  # the weights of later positions are cropped
+    elif value != merged[name] and (value or type(value) is not int):
+      raise InputError(
+        f"model.{name} is {value!r}: must be {merged[name]!r}, as in init_from"
+      )
+  return merged
+
+
+def _require_same_tokens(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> None:
+  theirs = tokenizers.load(folder / "tokenizer.json")
+  if tokenizers.dumps(tokenizer) != tokenizers.dumps(theirs):
+    raise InputError(
+      "the data's tokens are not those that the weights were trained on: for text, set"
+      " data.tokenizer to init_from"
+    )
 
 
 # What may change when a run goes on: nothing that would change its numbers, except
@@ -260,15 +315,18 @@ def parse_run(values: dict[str, Any], tokenizer: Tokenizer) -> ExperimentConfig:
 MAY_CHANGE = ("eval", "checkpoint", "mesh", "train.num_steps", "train.log_every_steps")
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
   """The keys in which a run's config differs from the one it was started with."""
 
-  def flat(values: dict[str, Any]) -> dict[str, Any]:
+  def flat(config: ExperimentConfig) -> dict[str, Any]:
+    values = config.to_dict()
+    keys = {"init_from": values.pop("init_from")}
+    for section, section_values in values.items():
+      keys |= {f"{section}.{key}": value for key, value in section_values.items()}
     return {
-      f"{section}.{key}": value
-      for section, keys in values.items()
+      key: value
       for key, value in keys.items()
-      if section not in MAY_CHANGE and f"{section}.{key}" not in MAY_CHANGE
+      if key not in MAY_CHANGE and key.partition(".")[0] not in MAY_CHANGE
     }
 
   before, now = flat(before), flat(now)

@@ -6,7 +6,6 @@ import math
 import pathlib
 import signal
 import time
-from typing import Any
 
 import jax
 
@@ -22,7 +21,7 @@ from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.progress import Progress
 from gpt2_flax.training.signals import StopSignals
 from gpt2_flax.training.step import abstract_state, init_state, make_train_step
-from gpt2_flax.training.workdir import open_workdir
+from gpt2_flax.training.workdir import load_params, open_workdir
 from gpt2_flax.transformer import GPT2, num_params
 
 NUM_JUDGED_SAMPLES = 256
@@ -68,16 +67,8 @@ class Result:
     return "\n".join(lines)
 
 
-def train(
-  config: ExperimentConfig,
-  dataset: Dataset,
-  workdir: pathlib.Path,
-  saved_config: dict[str, Any],
-) -> Result:
+def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> Result:
   """Trains from where the workdir stands to train.num_steps.
-
-  Args:
-    saved_config: the config as JSON values, to be kept with the run.
 
   Raises:
     InputError: the config does not fit the devices or the workdir.
@@ -100,7 +91,7 @@ def train(
   with contextlib.ExitStack() as stack:
     # --- Where to begin ----------------------------------------------------------
     stop = stack.enter_context(StopSignals())
-    open_workdir(workdir, saved_config, dataset.tokenizer)
+    open_workdir(workdir, config, dataset.tokenizer)
     checkpoints = stack.enter_context(
       Checkpoints(workdir / "checkpoints", config.checkpoint)
     )
@@ -110,6 +101,9 @@ def train(
       batches.set_state(data_position)
     else:
       state = init_state(model, optimizer, config.train.seed, abstract)
+      if config.init_from:
+        params = load_params(config.init_from, abstract.params)
+        state = state.replace(params=params)
     step = int(state.step)
     writer = stack.enter_context(MetricsWriter(workdir, start_step=step))
     progress = stack.enter_context(Progress(num_steps, start_step=step))
@@ -128,7 +122,7 @@ def train(
 
     def save() -> None:
       meter.flush()  # raises if this step was a bad one
-      checkpoints.save(state, batches.get_state(), saved_config)
+      checkpoints.save(state, batches.get_state(), config.to_dict())
       meter.kept = step
 
     # --- The loop ----------------------------------------------------------------

@@ -5,11 +5,13 @@ import os
 import pathlib
 from typing import Any
 
-from gpt2_flax import tokenizers
+import jax
+
+from gpt2_flax import hub_folder, pretrained, tokenizers
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import differences, parse_run
+from gpt2_flax.training.config import differences, ExperimentConfig, from_dict, is_run
 from gpt2_flax.training.mesh import one_device_mesh
 from gpt2_flax.training.metrics import write_atomically
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -17,7 +19,9 @@ from gpt2_flax.training.step import abstract_state
 from gpt2_flax.transformer import GPT2
 
 
-def open_workdir(workdir: pathlib.Path, config: dict[str, Any], tokenizer: Tokenizer):
+def open_workdir(
+  workdir: pathlib.Path, config: ExperimentConfig, tokenizer: Tokenizer
+) -> None:
   """Makes the folder, or checks that it belongs to a run with this very config.
 
   Raises:
@@ -27,11 +31,10 @@ def open_workdir(workdir: pathlib.Path, config: dict[str, Any], tokenizer: Token
   path = workdir / "config.json"
   if path.exists():
     try:
-      before = json.loads(path.read_text("utf-8"))
-      changed = differences(before, config)
-    except (ValueError, AttributeError) as error:
+      before = from_dict(hub_folder.read_json(path))
+    except InputError as error:
       raise InputError(f"{path} is not a run's config: {error}") from error
-    if changed:
+    if changed := differences(before, config):
       raise InputError(
         f"--workdir={workdir} holds a run with another config, so choose another:"
         f" {'; '.join(changed)}"
@@ -41,7 +44,7 @@ def open_workdir(workdir: pathlib.Path, config: dict[str, Any], tokenizer: Token
     if not os.access(workdir, os.W_OK):
       raise PermissionError(13, "Permission denied")
     write_atomically(workdir / "tokenizer.json", tokenizers.dumps(tokenizer))
-    write_atomically(path, json.dumps(config, indent=2) + "\n")
+    write_atomically(path, json.dumps(config.to_dict(), indent=2) + "\n")
   except OSError as error:
     raise InputError(
       f"--workdir={workdir} cannot be written: {error.strerror}"
@@ -59,9 +62,8 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
   """
   if not (workdir / "config.json").exists():
     raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
-  values = json.loads((workdir / "config.json").read_text("utf-8"))
+  config = from_dict(hub_folder.read_json(workdir / "config.json"))
   tokenizer = tokenizers.load(workdir / "tokenizer.json")
-  config = parse_run(values, tokenizer)
   model = GPT2(config.model)
   schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
   optimizer = make_optimizer(config.optimizer, schedule)
@@ -72,3 +74,22 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
   if restored is None:
     raise InputError(f"--workdir={workdir} has no checkpoint yet")
   return model, restored[0].params, tokenizer
+
+
+def load_source(name: str) -> tuple[GPT2, Any, Tokenizer]:
+  """As `load_run`, for a run's folder, one in Hugging Face's layout, or a hub id."""
+  folder = hub_folder.find_folder(name)
+  if is_run(folder):
+    return load_run(folder)
+  return *pretrained.load(folder), pretrained.load_tokenizer(folder)
+
+
+def load_params(name: str, abstract: Any) -> Any:
+  """The parameters of `load_source`, where and as long as `abstract` has them."""
+  _, params, _ = load_source(name)
+
+  def fit(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    # the one thing that may be longer is the table of positions
+    return jax.device_put(leaf[: like.shape[0]], like.sharding)
+
+  return jax.tree.map(fit, params, abstract)

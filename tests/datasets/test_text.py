@@ -1,7 +1,12 @@
 """Every character of the files is used, in its split, and errors name their cause."""
 
+import hashlib
+import http.server
+import os
 import pathlib
 import tempfile
+import threading
+from unittest import mock
 
 from absl.testing import parameterized
 import chex
@@ -110,6 +115,61 @@ class FilesTest(FolderTest):
 
   def test_line_ends_stay_as_they_are(self):
     self.assertEqual(self.read(self.write("a\r\nb\nc\rd")), "a\r\nb\nc\rd")
+
+
+class DownloadTest(FolderTest):
+  """From a server on this machine, into a cache of its own."""
+
+  def setUp(self):
+    super().setUp()
+    test, self.num_requests = self, 0
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+      def do_GET(self):
+        test.num_requests += 1
+        self.send_response(200 if self.path == "/text.txt" else 404)
+        self.send_header("Content-Length", str(len(TEXT.encode())))
+        self.end_headers()
+        self.wfile.write(TEXT.encode())
+
+      def log_message(self, *_):
+        pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    self.addCleanup(server.server_close)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    self.addCleanup(server.shutdown)
+    self.url = f"http://127.0.0.1:{server.server_port}"
+    self.enterContext(mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.folder)))
+
+  def downloaded(self):
+    folder = self.folder / "gpt2_flax" / "downloads"
+    return list(folder.iterdir()) if folder.exists() else []
+
+  def test_a_url_is_read_once(self):
+    sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
+    for _ in range(2):
+      dataset = TextConfig(f"{self.url}/text.txt", sha256=sha256).make(4)
+      self.assertEqual(dataset.tokenizer.characters, "".join(sorted(set(TEXT))))
+    self.assertEqual(self.num_requests, 1)
+    self.assertEqual([p.read_bytes() for p in self.downloaded()], [TEXT.encode()])
+
+  def test_other_content_is_refused_and_not_kept(self):
+    config = TextConfig(f"{self.url}/text.txt", sha256="0" * 64)
+    with self.assertRaisesRegex(InputError, "cannot be downloaded: .*SHA256 hash"):
+      config.make(4)
+    self.assertEqual(self.downloaded(), [])
+
+  def test_a_missing_page(self):
+    config = TextConfig(f"{self.url}/no.txt", sha256="0" * 64)
+    with self.assertRaisesRegex(InputError, "data.path: .*no.txt cannot be .*404"):
+      config.make(4)
+    self.assertEqual(self.downloaded(), [])
+
+  def test_no_checksum_no_download(self):
+    with self.assertRaisesRegex(InputError, "data.sha256 is '': must be the SHA-256"):
+      TextConfig(f"{self.url}/text.txt").make(4)
+    self.assertEqual(self.num_requests, 0)
 
 
 class ErrorsTest(FolderTest):

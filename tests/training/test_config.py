@@ -1,14 +1,23 @@
 """Configs: every shipped one is valid, and every wrong key is named."""
 
 import dataclasses
+import json
+import pathlib
+import tempfile
 
 from absl.testing import parameterized
 import chex
+import jax
+import jax.numpy as jnp
 
-from configs import gpt2, induction, markov, toy
+from configs import finetune, gpt2, induction, markov, text, toy
+from gpt2_flax import pretrained
 from gpt2_flax.errors import InputError
+from gpt2_flax.tokenizers import BPETokenizer
 from gpt2_flax.training import config as config_lib
-from gpt2_flax.transformer import PUBLISHED_SIZES
+from gpt2_flax.transformer import GPT2, GPT2Config, PUBLISHED_SIZES
+
+SMALL = dict(num_layers=1, num_heads=2, embed_dim=8)
 
 
 class ParseTest(chex.TestCase):
@@ -99,21 +108,101 @@ class ParseTest(chex.TestCase):
     self.assertLess(dataset.tokenizer.vocab_size, 128)
 
 
+class SavedTest(chex.TestCase):
+  @parameterized.parameters(toy, markov, induction)
+  def test_reads_back_what_it_wrote(self, module):
+    experiment, _ = config_lib.parse(module.get_config())
+    saved = json.loads(json.dumps(experiment.to_dict()))
+    self.assertEqual(config_lib.from_dict(saved), experiment)
+
+
+class InitFromTest(chex.TestCase):
+  """A small model in Hugging Face's layout stands for the published one."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    (self.folder / "text.txt").write_text("To be, or not to be. " * 99)
+    self.source = self.folder / "gpt2"
+    tokenizer = BPETokenizer.train(["To be, or not to be. " * 9], 270)
+    model = GPT2(
+      GPT2Config.published("small", vocab_size=280, context_length=16, **SMALL)
+    )
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    pretrained.save(self.source, model, params, tokenizer)
+
+  def config(self):
+    config = finetune.get_config()
+    config.init_from = str(self.source)
+    config.data.path = str(self.folder / "text.txt")
+    return config
+
+  def test_the_model_is_that_of_the_weights(self):
+    config = self.config()
+    config.model.dropout_rate = 0.0
+    experiment, dataset = config_lib.parse(config)
+    expected = GPT2Config.published("small", vocab_size=280, context_length=16, **SMALL)
+    self.assertEqual(experiment.model, expected)
+    self.assertEqual(dataset.context_length, 16)
+    self.assertEqual(dataset.tokenizer.decode(dataset.tokenizer.encode("or")), "or")
+    self.assertLess(len(dataset.tokenizer.encode("To be")), 5)
+
+  def test_dropout_dtype_and_a_shorter_context_are_free(self):
+    config = self.config()
+    config.model.context_length = 9
+    config.model.dropout_rate = 0.25
+    config.model.dtype = "bfloat16"
+    model = config_lib.parse(config)[0].model
+    self.assertEqual(
+      (model.context_length, model.dropout_rate, model.dtype), (9, 0.25, "bfloat16")
+    )
+
+  @parameterized.parameters(
+    ("context_length", 17, "model.context_length is 17: must be at most 16"),
+    ("num_heads", 4, "model.num_heads is 4: must be 2, as in init_from"),
+    ("positional_encoding", "sinusoidal", "must be 'learned', as in init_from"),
+    ("tied_embeddings", False, "model.tied_embeddings is False: must be True"),
+    ("num_head", 2, "'num_head': did you mean 'num_heads'"),
+  )
+  def test_other_shapes_are_refused(self, key, value, message):
+    config = self.config().unlock()
+    config.model[key] = value
+    with self.assertRaises(InputError) as raised:
+      config_lib.parse(config)
+    self.assertIn(message, str(raised.exception))
+
+  def test_other_tokens_are_refused(self):
+    config = self.config()
+    config.data.tokenizer = "byte"
+    with self.assertRaisesRegex(InputError, "set data.tokenizer to init_from"):
+      config_lib.parse(config)
+
+  def test_no_tokenizer_without_weights(self):
+    config = text.get_config()
+    config.data.path = str(self.folder / "text.txt")
+    config.data.tokenizer = "init_from"
+    with self.assertRaisesRegex(InputError, "init_from is empty"):
+      config_lib.parse(config)
+
+
 class DifferencesTest(chex.TestCase):
   def test_names_each_key_that_would_change_the_numbers(self):
-    before, now = toy.get_config().to_dict(), markov.get_config().to_dict()
-    now["optimizer"]["learning_rate"] = 0.5
-    changed = config_lib.differences(before, now)
+    before = toy.get_config()
+    now = markov.get_config()
+    now.optimizer.learning_rate = 0.5
+    changed = config_lib.differences(*(config_lib.parse(c)[0] for c in (before, now)))
     self.assertIn("config.optimizer.learning_rate was 0.02, is now 0.5", changed)
     self.assertIn("config.data.order was None, is now 2", changed)
     self.assertIn("config.data.name was 'grammar', is now 'markov'", changed)
+    self.assertIn("config.model.vocab_size was 70, is now 9", changed)
 
   def test_a_run_may_go_on_for_longer(self):
-    before, now = toy.get_config().to_dict(), toy.get_config().to_dict()
-    now["train"]["num_steps"] += 1
-    now["eval"]["every_steps"] += 1
-    now["mesh"]["fsdp"] = 2
-    self.assertEqual(config_lib.differences(before, now), [])
+    before, now = toy.get_config(), toy.get_config()
+    now.train.num_steps += 1
+    now.eval.every_steps += 1
+    now.mesh.fsdp = 2
+    experiments = [config_lib.parse(config)[0] for config in (before, now)]
+    self.assertEqual(config_lib.differences(*experiments), [])
 
   def test_every_field_is_described(self):
     for cls in (*config_lib.SECTIONS.values(), *config_lib.datasets.CONFIGS.values()):
