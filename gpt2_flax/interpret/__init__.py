@@ -1,8 +1,8 @@
 """Looking inside a model, and reaching in: pure functions of (model, params, tokens).
 
-  sites.py      the steps of the model by name, and their axes: TAPS
-  trace.py      all of their values, in one call
-  edits.py      ablate, scale, patch, replace, steer; with everything that takes a model
+sites.py      the steps of the model by name, and their axes: TAPS
+trace.py      all of their values, in one call
+edits.py      ablate, scale, patch, replace, steer; with everything that takes a model
 """
 
 from gpt2_flax.interpret.edits import (

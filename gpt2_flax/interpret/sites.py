@@ -232,8 +232,8 @@ def _stack(collection: dict) -> dict[str, jax.Array]:
   """Values by tap, those of all layers stacked."""
   found = {}
   for path, value in traverse_util.flatten_dict(collection).items():
-    layer = re.fullmatch(r"blocks_(\d+)", path[0])
-    found.setdefault(path[-1].removeprefix("at_"), {})[int(layer[1]) if layer else 0] = value
+    tap, layer = path[-1].removeprefix("at_"), re.fullmatch(r"blocks_(\d+)", path[0])
+    found.setdefault(tap, {})[int(layer[1]) if layer else 0] = value
   return {
     tap: jnp.stack([values[layer] for layer in sorted(values)])
     if TAPS[tap][0] == "L"

@@ -48,9 +48,7 @@ def trace(
   for tap in taps:
     sites.check_site(tap)
   model, params = edited(model, params, edits)
-  out, kept = sites.run(
-    model.model, params, params["edits"], taps, tokens_BT, **kwargs
-  )
+  out, kept = sites.run(model.model, params, params["edits"], taps, tokens_BT, **kwargs)
   if set(taps) != set(TAPS):
     sites.check_reached("tap", taps, kept)
   return out, Trace(**kept)

@@ -1,0 +1,284 @@
+import functools
+import pathlib
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
+from gpt2_flax.generation import empty_cache
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+SIZES = dict(B=3, T=5, S=5, L=2, H=2, K=4, D=8, F=6, V=11)
+TOKENS = np.random.default_rng(0).integers(0, 11, (3, 5))
+CONFIGS = {
+  "plain": {},
+  "learned_untied": dict(positional_encoding="learned", tied_embeddings=False),
+  "no_positions_one_head": dict(positional_encoding="none", num_heads=1),
+  "by_layer": dict(scale_attention_by_layer=True),
+  "bfloat16": dict(dtype="bfloat16"),
+}
+
+
+def make_model(**changes):
+  sizes = dict(vocab_size=11, context_length=8, num_layers=2, num_heads=2, embed_dim=8)
+  return GPT2(GPT2Config(**(sizes | dict(mlp_dim=6) | changes)))
+
+
+def random_params(model, seed=0):
+  """Drawn wide, biases and norms too, so that every part matters."""
+  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype("f4"), shapes)
+
+
+@functools.cache
+def traced(name="plain"):
+  model = make_model(**CONFIGS[name])
+  params = random_params(model)
+  return model, params, *interpret.trace(model, params, TOKENS)
+
+
+class TraceTest(chex.TestCase):
+  @parameterized.parameters(*CONFIGS)
+  def test_the_logits_are_the_models_to_the_bit(self, name):
+    model, params, logits, _ = traced(name)
+    chex.assert_trees_all_equal(logits, model.apply(params, TOKENS))
+    chex.assert_type(logits, jnp.float32)
+
+  def test_jitted_the_logits_are_the_jitted_models_to_the_bit(self):
+    model, params, _, _ = traced()
+    trace = jax.jit(functools.partial(interpret.trace, model))
+    logits = trace(params, TOKENS)[0]
+    chex.assert_trees_all_equal(logits, jax.jit(model.apply)(params, TOKENS))
+
+  def test_axes_are_those_of_the_table(self):
+    _, _, _, trace = traced()
+    self.assertEqual(trace._fields, tuple(interpret.TAPS))
+    for name, axes in interpret.TAPS.items():
+      shape = tuple(SIZES[axis] for axis in axes)
+      if name == "positions":
+        shape = (1, *shape[1:])  # all rows share them
+      chex.assert_shape(getattr(trace, name), shape)
+
+  def test_activations_have_the_models_dtype(self):
+    trace = traced("bfloat16")[-1]
+    float32 = {"positions", "scores", "weights"}
+    for name, value in trace._asdict().items():
+      chex.assert_type(value, jnp.float32 if name in float32 else jnp.bfloat16)
+
+  @parameterized.parameters(*(name for name in CONFIGS if name != "bfloat16"))
+  def test_each_step_follows_from_those_before(self, name):
+    model, params, logits, trace = traced(name)
+    t = jax.tree.map(lambda x: np.asarray(x, np.float64), trace)
+    p = params["params"]
+
+    def norm(x, p):
+      centred = x - x.mean(-1, keepdims=True)
+      spread = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+      return centred / spread * p["scale"] + p["bias"]
+
+    def check(found, expected):
+      chex.assert_trees_all_close(found, expected, atol=2e-4, rtol=1e-4)
+
+    table = p["token_embedding"]["embedding"]
+    sinusoidal = model.config.positional_encoding == "sinusoidal"
+    check(t.token_embeddings, table[TOKENS] * (8**0.5 if sinusoidal else 1))
+    if name == "learned_untied":
+      check(t.positions[0], p["positional_encoding"]["embedding"]["embedding"][:5])
+    check(t.residual_before[0], t.token_embeddings + t.positions)
+    check(t.residual_before[1:], t.residual_after[:-1])
+    for layer in range(2):
+      block = p[f"blocks_{layer}"]
+      read = norm(t.residual_before[layer], block["attention_norm"])
+      heads = block["attention"]["heads"]
+      head_dim = model.config.head_dim
+      for head in range(model.config.num_heads):
+        for step in ("query", "key", "value"):
+          projection = jax.tree.map(lambda x, head=head: x[head], heads[step])
+          check(
+            getattr(t, step)[layer, head],
+            read @ projection["kernel"] + projection["bias"],
+          )
+        scores = np.einsum("btk,bsk->bts", t.query[layer, head], t.key[layer, head])
+        by_layer = layer + 1 if name == "by_layer" else 1
+        check(t.scores[layer, head], scores / head_dim**0.5 / by_layer)
+        odds = np.exp(t.scores[layer, head]) * np.tril(np.ones((1, 5, 5)))
+        check(t.weights[layer, head], odds / odds.sum(-1, keepdims=True))
+        check(t.head_output[layer, head], t.weights[layer, head] @ t.value[layer, head])
+      joined = np.moveaxis(t.head_output[layer], 0, 2).reshape(3, 5, -1)
+      output, feed_forward = block["attention"]["output"], block["feed_forward"]
+      check(t.attention_output[layer], joined @ output["kernel"] + output["bias"])
+      check(
+        t.residual_between[layer], t.residual_before[layer] + t.attention_output[layer]
+      )
+      read = norm(t.residual_between[layer], block["feed_forward_norm"])
+      expand, contract = feed_forward["expand"], feed_forward["contract"]
+      hidden = np.asarray(nn.gelu(read @ expand["kernel"] + expand["bias"]))
+      check(t.mlp_hidden[layer], hidden)
+      check(
+        t.mlp_output[layer],
+        t.mlp_hidden[layer] @ contract["kernel"] + contract["bias"],
+      )
+      check(t.residual_after[layer], t.residual_between[layer] + t.mlp_output[layer])
+    check(t.final_norm, norm(t.residual_after[-1], p["final_norm"]))
+    if name == "learned_untied":
+      table = p["output_embedding"]["embedding"]
+    check(np.asarray(logits), t.final_norm @ table.T)
+
+  def test_published_weights(self):
+    expected = load_file(GOLDEN / "plain" / "expected.safetensors")
+    model, params = pretrained.load(GOLDEN / "plain")
+    tokens = expected["tokens"]
+    logits, trace = interpret.trace(model, params, tokens, taps=["weights"])
+    chex.assert_trees_all_close(logits, expected["logits"], atol=1e-4)
+    chex.assert_trees_all_close(
+      trace.weights.sum(-1), jnp.ones(trace.weights.shape[:-1]), atol=1e-5
+    )
+
+  def test_params_may_carry_axis_names(self):
+    model, params, logits, _ = traced()
+    boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+    boxed = jax.tree.unflatten(jax.tree.structure(boxed), jax.tree.leaves(params))
+    self.assertNotEqual(jax.tree.structure(boxed), jax.tree.structure(params))
+    chex.assert_trees_all_equal(
+      interpret.trace(model, boxed, TOKENS, taps=())[0], logits
+    )
+
+  def test_more_than_ten_layers_stay_in_order(self):
+    model = make_model(num_layers=11)
+    params = random_params(model)
+    _, trace = interpret.trace(
+      model, params, TOKENS, taps=["residual_before", "residual_after"]
+    )
+    chex.assert_trees_all_equal(trace.residual_before[1:], trace.residual_after[:-1])
+
+
+class TapsTest(chex.TestCase):
+  def test_only_what_is_asked_for_is_kept(self):
+    model, params, logits, whole = traced()
+    again, trace = interpret.trace(
+      model, params, TOKENS, taps=("weights", "final_norm")
+    )
+    chex.assert_trees_all_equal(again, logits)
+    chex.assert_trees_all_equal(trace.weights, whole.weights)
+    kept = {name for name, value in trace._asdict().items() if value is not None}
+    self.assertEqual(kept, {"weights", "final_norm"})
+    _, nothing = interpret.trace(model, params, TOKENS, taps=())
+    self.assertEmpty(jax.tree.leaves(nothing))
+
+  def test_an_unknown_tap_is_refused_with_a_hint(self):
+    model, params, _, _ = traced()
+    with self.assertRaisesRegex(
+      InputError, "unknown tap 'wieghts': did you mean 'weights'.*residual_between"
+    ):
+      interpret.trace(model, params, TOKENS, taps=["wieghts"])
+
+  def test_a_step_that_the_model_lacks_is_refused_only_if_asked_for(self):
+    model = JustANorm(GPT2Config(num_layers=1, num_heads=1, embed_dim=4))
+    params = model.init(jax.random.key(0), jnp.ones((1, 1, 4)))
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    out, trace = interpret.trace(model, params, x)
+    chex.assert_trees_all_equal(trace.final_norm, out)
+    self.assertLen(jax.tree.leaves(trace), 1)
+    with self.assertRaisesRegex(
+      InputError, "tap 'mlp_hidden' hit nothing: this model has final_norm$"
+    ):
+      interpret.trace(model, params, x, taps=["final_norm", "mlp_hidden"])
+    edit = interpret.steer(jnp.ones(4), True)
+    with self.assertRaisesRegex(
+      InputError, "edit 'residual_before' hit nothing: this model has final_norm$"
+    ):
+      interpret.trace(model, params, x, [edit], taps=())
+
+
+class JustANorm(nn.Module):
+  config: GPT2Config
+
+  def setup(self):
+    self.final_norm = nn.LayerNorm()
+
+  def __call__(self, x_BTD):
+    return self.final_norm(x_BTD)
+
+
+class TransformationsTest(chex.TestCase):
+  def test_vmap_over_tokens(self):
+    model, params, logits, whole = traced()
+    rows = TOKENS[:, None]
+    again, trace = jax.vmap(
+      lambda tokens: interpret.trace(model, params, tokens, taps=["scores"])
+    )(rows)
+    chex.assert_trees_all_close(again[:, 0], logits, atol=1e-4)
+    scores = jnp.moveaxis(trace.scores[:, :, :, 0], 0, 2)
+    chex.assert_trees_all_close(scores, whole.scores, atol=1e-4)
+
+  def test_gradients_are_the_models(self):
+    model, params, _, _ = traced()
+
+    def of_the_trace(params):
+      logits, trace = interpret.trace(model, params, TOKENS)
+      return logits.var(), trace
+
+    def of_the_model(params):
+      return model.apply(params, TOKENS).var()
+
+    gradients, _ = jax.jit(jax.grad(of_the_trace, has_aux=True))(params)
+    chex.assert_trees_all_close(
+      gradients, jax.jit(jax.grad(of_the_model))(params), atol=1e-5
+    )
+
+  def test_a_tap_has_a_gradient(self):
+    model, params, _, _ = traced()
+
+    def first_weight(params):
+      trace = interpret.trace(model, params, TOKENS, taps=["weights"])[1]
+      return trace.weights[0, 1, 0, 4, 0]
+
+    bias = jax.jit(jax.grad(first_weight))(params)
+    heads = bias["params"]["blocks_0"]["attention"]["heads"]["query"]["bias"]
+    chex.assert_trees_all_equal(heads[0], jnp.zeros(4))  # the other head's
+    self.assertGreater(float(jnp.abs(heads[1]).max()), 1e-4)
+
+  def test_nothing_stays_behind_in_jits_cache(self):
+    model, params, _, _ = traced()
+    apply = jax.jit(model.apply)
+    before = apply(params, TOKENS)
+    edit = interpret.ablate_heads(np.ones((2, 2)))
+    edited, _ = interpret.trace(model, params, TOKENS, [edit])
+    self.assertGreater(float(jnp.abs(edited - before).max()), 0.1)
+    chex.assert_trees_all_equal(apply(params, TOKENS), before)
+    apply.clear_cache()
+    chex.assert_trees_all_equal(apply(params, TOKENS), before)
+
+  def test_tracing_goes_on_where_a_cache_ends(self):
+    model, params, logits, whole = traced()
+    cache = empty_cache(model.config, batch_size=3, num_slots=7)
+    (first, cache), _ = interpret.trace(model, params, TOKENS[:, :3], cache=cache)
+    (last, cache), trace = interpret.trace(
+      model, params, TOKENS[:, 3:], cache=cache, start=3
+    )
+    chex.assert_trees_all_close(jnp.concatenate([first, last], 1), logits, atol=1e-4)
+    chex.assert_shape(trace.weights, (2, 2, 3, 2, 7))
+    close = functools.partial(chex.assert_trees_all_close, atol=1e-4)
+    close(trace.weights[..., :5], whole.weights[..., 3:, :])
+    close(trace.weights[..., 5:], jnp.zeros((2, 2, 3, 2, 2)))  # slots still free
+    close(trace.key, whole.key[..., 3:, :])
+    close(trace.residual_after, whole.residual_after[..., 3:, :])
+    close(cache[1].key[:, :, :5], whole.key[1])
+
+  def test_positions_and_mask_reach_the_model(self):
+    model, params, _, _ = traced()
+    positions, mask = np.array([[3, 1, 0, 2, 2]]), np.ones((1, 5, 5), bool)
+    mask[..., 0] = False
+    logits, trace = interpret.trace(
+      model, params, TOKENS, positions=positions, mask=mask
+    )
+    chex.assert_trees_all_equal(
+      logits, model.apply(params, TOKENS, positions=positions, mask=mask)
+    )
+    self.assertEqual(float(jnp.abs(trace.weights[..., 0]).max()), 0)
