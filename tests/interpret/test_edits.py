@@ -1,0 +1,403 @@
+"""Each edit against a model whose parameters were changed to the same effect."""
+
+import copy
+import functools
+import pathlib
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax import generation, GPT2, GPT2Config, InputError, interpret, pretrained
+from gpt2_flax.interpret import ablate_heads, patch, select, steer
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+L, H, D, K = 2, 2, 8, 4
+TOKENS = np.random.default_rng(0).integers(0, 11, (3, 5))
+GREEDY = generation.Sampling(temperature=0)
+VECTOR = np.random.default_rng(2).normal(size=D).astype("f4")
+
+
+def make_model(**changes):
+  values = dict(vocab_size=11, context_length=24, num_layers=L, num_heads=H)
+  values |= dict(embed_dim=D, mlp_dim=6, positional_encoding="learned")
+  return GPT2(GPT2Config(**(values | changes)))
+
+
+def random_params(model, seed=0):
+  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype("f4"), shapes)
+
+
+@functools.cache
+def model_and_params():
+  return make_model(), random_params(make_model())
+
+
+@functools.cache
+def unedited():
+  return interpret.trace(*model_and_params(), TOKENS)
+
+
+def logits_with(*edits, tokens=TOKENS):
+  return interpret.trace(*model_and_params(), tokens, edits, taps=())[0]
+
+
+def logits_of_changed_params(change):
+  """The plain model, after `change` has been made to a copy of its params."""
+  model, params = model_and_params()
+  params = copy.deepcopy(params)
+  change(params["params"])
+  return model.apply(params, TOKENS)
+
+
+def scale_output(scale_LH):
+  """Multiplies the rows of the output projection that a head is projected by."""
+
+  def change(params):
+    for layer in range(L):
+      kernel = params[f"blocks_{layer}"]["attention"]["output"]["kernel"]
+      kernel *= np.repeat(scale_LH[layer], K)[:, None]
+
+  return change
+
+
+def assert_close(first, second):
+  chex.assert_trees_all_close(first, second, atol=1e-4)
+
+
+class EditsTest(chex.TestCase):
+  def test_scaled_heads(self):
+    scale = np.array([[0.5, -1.0], [3.0, 1.0]])
+    assert_close(
+      logits_with(interpret.scale_heads(scale)),
+      logits_of_changed_params(scale_output(scale)),
+    )
+
+  @parameterized.parameters(([[1, 0], [0, 0]],), ([[0, 1], [1, 0]],))
+  def test_heads_ablated_to_zero(self, heads):
+    assert_close(
+      logits_with(ablate_heads(heads)),
+      logits_of_changed_params(scale_output(1 - np.array(heads))),
+    )
+
+  def test_heads_ablated_to_their_mean(self):
+    mean = unedited()[1].head_output.mean((2, 3), keepdims=True)
+
+    def change(params):
+      output = params["blocks_1"]["attention"]["output"]
+      output["bias"] += np.asarray(mean[1, 0, 0, 0]) @ output["kernel"][:K]
+      output["kernel"][:K] = 0
+
+    assert_close(
+      logits_with(ablate_heads([[0, 0], [1, 0]], mean)),
+      logits_of_changed_params(change),
+    )
+
+  @parameterized.parameters(
+    ("residual_before", [1, 0], ("positional_encoding", "embedding", "embedding")),
+    ("residual_between", [0, 1], ("blocks_1", "attention", "output", "bias")),
+    ("residual_after", [1, 0], ("blocks_0", "feed_forward", "contract", "bias")),
+    ("residual_before", [0, 1], ("blocks_0", "feed_forward", "contract", "bias")),
+    ("attention_output", [1, 0], ("blocks_0", "attention", "output", "bias")),
+    ("mlp_output", [0, 1], ("blocks_1", "feed_forward", "contract", "bias")),
+    ("final_norm", True, None),
+    ("positions", True, ("positional_encoding", "embedding", "embedding")),
+    ("token_embeddings", True, ("positional_encoding", "embedding", "embedding")),
+  )
+  def test_a_vector_added(self, site, layers, parameter):
+    if parameter is None:
+      model, params = model_and_params()
+      expected = unedited()[0] + model.apply(
+        params, VECTOR[None, None], method="unembed"
+      )
+    else:
+
+      def change(params):
+        for name in parameter[:-1]:
+          params = params[name]
+        params[parameter[-1]] += np.broadcast_to(VECTOR, params[parameter[-1]].shape)
+
+      expected = logits_of_changed_params(change)
+    edited = logits_with(steer(VECTOR, layers, site=site))
+    assert_close(edited, expected)
+    self.assertGreater(float(jnp.abs(edited - unedited()[0]).max()), 0.1)
+
+  @parameterized.parameters("query", "key", "value")
+  def test_a_vector_added_in_one_head(self, site):
+    def change(params):
+      params["blocks_1"]["attention"]["heads"][site]["bias"][0] += VECTOR[:K]
+
+    edit = interpret.make_edit(site, [[0, 0], [1, 0]], 1.0, VECTOR[:K])
+    assert_close(logits_with(edit), logits_of_changed_params(change))
+
+  def test_scores_and_mlp_hidden(self):
+    def cold(params):
+      query = params["blocks_0"]["attention"]["heads"]["query"]
+      query["kernel"][1] *= 2
+      query["bias"][1] *= 2
+
+    edit = interpret.make_edit("scores", [[0, 1], [0, 0]], 2.0, 0.0)
+    assert_close(logits_with(edit), logits_of_changed_params(cold))
+
+    def without_neuron(params):
+      params["blocks_1"]["feed_forward"]["contract"]["kernel"][2] = 0
+
+    neuron = np.arange(6) == 2
+    mask = np.zeros((L, 1, 1, 6), bool)
+    mask[1, ..., neuron] = True
+    edit = patch("mlp_hidden", 0.0, mask)
+    assert_close(logits_with(edit), logits_of_changed_params(without_neuron))
+
+  def test_a_pattern_replaced(self):
+    def uniform(params):
+      query = params["blocks_0"]["attention"]["heads"]["query"]
+      query["kernel"][1] = query["bias"][1] = 0  # asks nothing: all scores are 0
+
+    weights = np.tril(np.ones((5, 5))) / np.arange(1, 6)[:, None]
+    edit = interpret.replace_pattern(weights, [[0, 1], [0, 0]])
+    assert_close(logits_with(edit), logits_of_changed_params(uniform))
+
+  def test_a_patch_at_one_position_is_another_token_there(self):
+    model, params = model_and_params()
+    others = (TOKENS + 1) % 11
+    other = interpret.trace(model, params, others)[1]
+    mixed = TOKENS.copy()
+    mixed[:, 2] = others[:, 2]
+    mask = select(model, "residual_before", layers=[0], positions=[2], length=5)
+    assert_close(
+      logits_with(patch("residual_before", other.residual_before, mask)),
+      model.apply(params, mixed),
+    )
+    mask = select(model, "token_embeddings", positions=[2], length=5)
+    assert_close(
+      logits_with(patch("token_embeddings", other.token_embeddings, mask)),
+      model.apply(params, mixed),
+    )
+
+  @parameterized.parameters("residual_between", "residual_after", "final_norm")
+  def test_a_patch_of_everything_is_the_other_run(self, site):
+    model, params = model_and_params()
+    others = (TOKENS + 3) % 11
+    logits, trace = interpret.trace(model, params, others)
+    assert_close(logits_with(patch(site, getattr(trace, site))), logits)
+
+  def test_edits_of_one_site_come_in_order(self):
+    add, double = (
+      steer(VECTOR, [1, 0]),
+      interpret.make_edit("residual_before", [1, 0], 2.0, 0.0),
+    )
+    before = unedited()[1].residual_before[0]
+    for edits, expected in (
+      ((add, double), 2 * (before + VECTOR[None, None])),
+      ((double, add), 2 * before + VECTOR[None, None]),
+    ):
+      trace = interpret.trace(
+        *model_and_params(), TOKENS, edits, taps=["residual_before"]
+      )[1]
+      assert_close(trace.residual_before[0], expected)
+
+  def test_the_trace_has_the_edited_values(self):
+    edits = [ablate_heads(np.ones((L, H))), steer(VECTOR, [0, 1], "residual_between")]
+    _, trace = interpret.trace(*model_and_params(), TOKENS, edits)
+    self.assertEqual(float(jnp.abs(trace.head_output).max()), 0)
+    _, params = model_and_params()
+    for layer, added in enumerate((0 * VECTOR, VECTOR)):
+      bias = params["params"][f"blocks_{layer}"]["attention"]["output"]["bias"]
+      assert_close(
+        trace.residual_between[layer] - trace.residual_before[layer],
+        jnp.broadcast_to(bias + added, (3, 5, D)),
+      )
+
+  @parameterized.parameters(
+    (dict(), False),
+    (dict(), True),
+    (dict(dtype="bfloat16", num_heads=1, tied_embeddings=False), False),
+  )
+  def test_with_every_mask_zero_nothing_changes_to_the_bit(self, changes, jit):
+    # Not bfloat16 under jit: XLA skips roundings between steps that it fuses, and an
+    # edit between them brings these back.
+    model = make_model(**changes)
+    params = random_params(model)
+    edits = [interpret.make_edit(site, False, 2.0, np.nan) for site in interpret.TAPS]
+
+    def run(params, edits):
+      return interpret.trace(model, params, TOKENS, edits, taps=["residual_after"])
+
+    run = jax.jit(run) if jit else run
+    chex.assert_trees_all_equal(run(params, edits), run(params, ()))
+
+  def test_scaled_by_one_nothing_changes(self):
+    edits = [interpret.make_edit(site, True, 1.0, 0.0) for site in interpret.TAPS]
+    chex.assert_trees_all_equal(logits_with(*edits), unedited()[0])
+
+  def test_published_weights(self):
+    model, params = pretrained.load(GOLDEN / "plain")
+    config = model.config
+    tokens = TOKENS % config.vocab_size
+    heads = np.zeros((config.num_layers, config.num_heads), bool)
+    heads[-1, 0] = True
+    logits, _ = interpret.trace(model, params, tokens, [ablate_heads(heads)], taps=())
+    output = params["params"][f"blocks_{config.num_layers - 1}"]["attention"]["output"]
+    output["kernel"] = jnp.asarray(output["kernel"]).at[: config.head_dim].set(0)
+    assert_close(logits, model.apply(params, tokens))
+
+
+class DataTest(chex.TestCase):
+  def test_all_heads_ablated_in_one_vmapped_call(self):
+    masks = np.eye(L * H, dtype=bool).reshape(-1, L, H)
+    model, params = model_and_params()
+
+    def ablated(edit):
+      return interpret.trace(model, params, TOKENS, [edit], taps=())[0]
+
+    edits = jax.vmap(ablate_heads)(masks)
+    self.assertEqual(edits.site, "head_output")
+    at_once = jax.jit(jax.vmap(ablated))(edits)
+    for logits, mask in zip(at_once, masks, strict=True):
+      assert_close(logits, logits_of_changed_params(scale_output(~mask)))
+
+  def test_an_edit_is_an_argument_of_jit(self):
+    model, params = model_and_params()
+
+    @jax.jit
+    def run(edit):
+      return interpret.trace(model, params, TOKENS, [edit], taps=())[0]
+
+    for scale in (1.0, 0.0, -2.0):
+      scales = np.full((L, H), scale, "f4")
+      assert_close(
+        run(interpret.scale_heads(scales)),
+        logits_of_changed_params(scale_output(scales)),
+      )
+    self.assertEqual(run._cache_size(), 1)
+
+  def test_the_gradient_of_a_scale(self):
+    def loss(scale):
+      return logits_with(interpret.scale_heads(scale)).var()
+
+    ones = np.ones((L, H), "f4")
+    gradient = jax.jit(jax.grad(loss))(ones)
+    loss = jax.jit(loss)
+    for layer, head in np.ndindex(L, H):
+      step = np.zeros((L, H), "f4")
+      step[layer, head] = 0.01
+      slope = (loss(ones + step) - loss(ones - step)) / 0.02
+      chex.assert_trees_all_close(gradient[layer, head], slope, rtol=0.05, atol=0.02)
+
+  def test_the_callers_arrays_stay_as_they_are(self):
+    model, params = model_and_params()
+    heads, value = np.ones((L, H), bool), np.ones(K, "f4")
+    before = copy.deepcopy((params, heads, value))
+    edits = [ablate_heads(heads, value)]
+    _, edited_params = interpret.edited(model, params, edits)
+    interpret.trace(model, params, TOKENS, edits)
+    self.assertIn("edits", edited_params)
+    chex.assert_trees_all_equal((params, heads, value), before)
+    self.assertLen(edits, 1)
+
+
+class EditedModelTest(chex.TestCase):
+  PROMPTS = ((1, 2, 3), (4, 5, 6, 7, 8))
+
+  def generate(self, model, params):
+    return generation.generate(
+      model, params, self.PROMPTS, num_tokens=8, sampling=GREEDY
+    )
+
+  def test_is_called_as_a_model_is(self):
+    model, params = model_and_params()
+    edits = [ablate_heads([[1, 0], [0, 1]])]
+    edited_model, edited_params = interpret.edited(model, params, edits)
+    logits = edited_model.apply(edited_params, TOKENS)
+    chex.assert_trees_all_equal(logits, logits_with(*edits))
+    hidden = edited_model.apply(edited_params, TOKENS, method="hidden")
+    again = edited_model.apply(edited_params, hidden, method="unembed")
+    chex.assert_trees_all_equal(again, logits)
+    self.assertEqual(edited_model.config, model.config)
+
+  def test_editing_twice_is_editing_with_both(self):
+    first, second = ablate_heads([[1, 0], [0, 0]]), steer(VECTOR, [0, 1])
+    twice = interpret.edited(*interpret.edited(*model_and_params(), [first]), [second])
+    logits, _ = interpret.trace(*twice, TOKENS, [], taps=())
+    chex.assert_trees_all_equal(logits, logits_with(first, second))
+
+  def test_generation(self):
+    model, params = model_and_params()
+    plain = self.generate(model, params)
+    scales = np.array([[0, 1], [1, 0]])
+    changed = copy.deepcopy(params)
+    scale_output(scales)(changed["params"])
+    changed["params"]["blocks_1"]["attention"]["output"]["bias"] += VECTOR
+    expected = self.generate(model, changed)
+    edits = [
+      interpret.scale_heads(scales),
+      steer(VECTOR, [False, True], "residual_between"),
+    ]
+    self.assertEqual(self.generate(*interpret.edited(model, params, edits)), expected)
+    self.assertNotEqual(plain, expected)
+    # Neither jit's cache of the edited nor of the plain model knows the other.
+    self.assertEqual(self.generate(model, params), plain)
+    compiled = generation.decode._cache_size()
+    edits = [
+      interpret.scale_heads(np.ones((L, H), int)),
+      steer(0 * VECTOR, [False, True], "residual_between"),
+    ]
+    self.assertEqual(self.generate(*interpret.edited(model, params, edits)), plain)
+    self.assertEqual(generation.decode._cache_size(), compiled)
+
+  def test_a_pattern_does_not_fit_generation(self):
+    edit = interpret.replace_pattern(np.eye(8), [[1, 0], [0, 0]])
+    with self.assertRaisesRegex(
+      InputError, "edit of 'weights': axis S is 8: must be 1 or 16 in this call.*slots"
+    ):
+      self.generate(*interpret.edited(*model_and_params(), [edit]))
+
+
+class RefusalsTest(chex.TestCase):
+  @parameterized.parameters(
+    (lambda: patch("residual", 0.0), "unknown tap 'residual'.*residual_before"),
+    (lambda: ablate_heads(np.ones((3, 2))), "'head_output': axis L is 3: .* 1 or 2"),
+    (lambda: ablate_heads(np.ones((2, 3))), "'head_output': axis H is 3: .* 1 or 2"),
+    (lambda: steer(np.ones(7), [1, 0]), "'residual_before': axis D is 7: .* 1 or 8"),
+    (lambda: steer(np.ones((4, 8)), [1, 0]), "axis T is 4: must be 1 or 5"),
+    (lambda: patch("positions", np.ones((3, 5, 8))), "axis B is 3: must be 1 or 1"),
+    (lambda: patch("query", 0.0, np.ones((2,) * 6)), r"mask .* at most 5 axes, LHBTK"),
+    (
+      lambda: ablate_heads([[1, 0], [0, 0]]).replace(scale=jnp.ones(2)),
+      r"has shape \(2,\): must have 5 axes, LHBTK",
+    ),
+    (
+      lambda: interpret.Edit("heads", jnp.ones(1), jnp.ones(1), jnp.ones(1)),
+      "unknown tap 'heads'",
+    ),
+  )
+  def test_an_edit_that_does_not_fit(self, make, message):
+    with self.assertRaisesRegex(InputError, message):
+      logits_with(make())
+
+  @parameterized.parameters(
+    (("weights",), dict(layers=[2]), "layers has 2: allowed: 0, 1$"),
+    (("weights",), dict(heads=[0, -1]), "heads has -1: allowed: 0, 1$"),
+    (("mlp_output",), dict(heads=[0]), "heads of 'mlp_output': its axes are LBTD"),
+    (("weights",), dict(positions=[0]), "length is None"),
+    (("weights",), dict(positions=[3], length=3), "positions has 3: allowed: 0, 1, 2$"),
+    (("weigths",), {}, "unknown tap 'weigths': did you mean 'weights'"),
+  )
+  def test_a_selection_that_does_not_exist(self, site, indices, message):
+    with self.assertRaisesRegex(InputError, message):
+      select(make_model(), *site, **indices)
+
+
+class SelectTest(chex.TestCase):
+  def test_names_what_it_selects(self):
+    model = make_model(num_layers=3)
+    mask = select(model, "weights", layers=[0, 2], heads=[1], positions=[3], length=4)
+    chex.assert_shape(mask, (3, 2, 1, 4, 1))
+    self.assertEqual(np.argwhere(mask).tolist(), [[0, 1, 0, 3, 0], [2, 1, 0, 3, 0]])
+    chex.assert_shape(select(model, "final_norm"), (1, 1, 1))
+    self.assertTrue(select(model, "final_norm").all())
