@@ -17,6 +17,16 @@ from gpt2_flax.interpret.edits import (
   select,
   steer,
 )
+from gpt2_flax.interpret.heads import (
+  attention_entropy,
+  first_token_score,
+  head_ablation,
+  head_gradient,
+  head_similarity,
+  induction_score,
+  previous_token_score,
+)
+from gpt2_flax.interpret.logits import logit_attribution, logit_lens, LogitParts
 from gpt2_flax.interpret.sites import TAPS
 from gpt2_flax.interpret.trace import Trace, trace
 
@@ -24,11 +34,21 @@ __all__ = [
   "TAPS",
   "Edit",
   "EditedModel",
+  "LogitParts",
   "Trace",
   "ablate_heads",
+  "attention_entropy",
   "edited",
+  "first_token_score",
+  "head_ablation",
+  "head_gradient",
+  "head_similarity",
+  "induction_score",
+  "logit_attribution",
+  "logit_lens",
   "make_edit",
   "patch",
+  "previous_token_score",
   "replace_pattern",
   "scale_heads",
   "select",

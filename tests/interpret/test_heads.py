@@ -1,0 +1,233 @@
+import copy
+import functools
+import math
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import numpy as np
+import optax
+
+from gpt2_flax import GPT2, GPT2Config, InputError, interpret
+
+B, T, L, H, K = 3, 6, 2, 2, 4
+RNG = np.random.default_rng(0)
+INPUTS, TARGETS = RNG.integers(0, 9, (2, B, T))
+TARGETS[1, 2:] = -1  # the text ended
+BATCH = {"inputs": INPUTS, "targets": TARGETS}
+UNIFORM = np.tril(np.ones((T, T))) / np.arange(1, T + 1)[:, None]
+TO_SELF = np.eye(T)
+TO_FIRST = np.eye(T)[np.zeros(T, int)]
+TO_PREVIOUS = np.eye(T)[[0, 0, 1, 2, 3, 4]]
+
+
+def random_weights(*leading):
+  odds = RNG.exponential(size=(*leading, T, T)) * np.tril(np.ones((T, T)))
+  return (odds / odds.sum(-1, keepdims=True)).astype("f4")
+
+
+def of_batch(pattern):
+  return np.tile(pattern, (B, 1, 1)).astype("f4")
+
+
+class ScoresTest(chex.TestCase):
+  @parameterized.named_parameters(
+    ("uniform", UNIFORM, sum(1 / t for t in range(2, T + 1)) / (T - 1)),
+    ("to_self", TO_SELF, 0.0),
+    ("to_previous", TO_PREVIOUS, 1.0),
+    ("to_first", TO_FIRST, 1 / (T - 1)),  # the second token's previous is the first
+  )
+  def test_previous_token_score(self, pattern, expected):
+    score = interpret.previous_token_score(of_batch(pattern))
+    chex.assert_trees_all_close(score, np.float32(expected), atol=1e-6)
+
+  @parameterized.named_parameters(
+    ("uniform", UNIFORM, sum(1 / t for t in range(2, T + 1)) / (T - 1)),
+    ("to_self", TO_SELF, 0.0),
+    ("to_previous", TO_PREVIOUS, 1 / (T - 1)),
+    ("to_first", TO_FIRST, 1.0),
+  )
+  def test_first_token_score(self, pattern, expected):
+    score = interpret.first_token_score(of_batch(pattern))
+    chex.assert_trees_all_close(score, np.float32(expected), atol=1e-6)
+
+  @parameterized.named_parameters(
+    ("uniform", UNIFORM, sum(math.log(t) for t in range(2, T + 1)) / (T - 1)),
+    ("to_previous", TO_PREVIOUS, 0.0),
+    ("half_half", (TO_SELF + TO_PREVIOUS) / 2, math.log(2)),
+  )
+  def test_attention_entropy(self, pattern, expected):
+    entropy = interpret.attention_entropy(of_batch(pattern))
+    chex.assert_trees_all_close(entropy, np.float32(expected), atol=1e-6)
+
+  def test_induction_score_by_hand(self):
+    tokens = np.array([[7, 4, 4, 7, 5, 4]])
+    # t=2 (4): what followed the 4 at 1 is itself, at 2. t=3 (7): the 4 at 1.
+    # t=5 (4): the 4 at 2 and the 7 at 3. No other token was there before.
+    weights = np.zeros((1, T, T), "f4")
+    weights[0, 2, 2], weights[0, 3, 1], weights[0, 5, 2], weights[0, 5, 3] = (
+      0.1,
+      0.4,
+      0.2,
+      0.5,
+    )
+    weights[0, 4, 1] = 1.0  # of a token that is new
+    weights[0, 5, 0] = weights[0, 3, 0] = 0.3  # nothing stands before the first
+    score = interpret.induction_score(weights, tokens)
+    chex.assert_trees_all_close(score, np.float32((0.1 + 0.4 + 0.7) / 3), atol=1e-6)
+
+  def test_induction_score_of_a_perfect_head_on_a_repeated_text(self):
+    tokens = np.array([[3, 1, 2, 3, 1, 2]])
+    perfect = np.eye(T)[[0, 0, 0, 1, 2, 3]][None].astype("f4")
+    self.assertEqual(float(interpret.induction_score(perfect, tokens)), 1.0)
+    self.assertEqual(float(interpret.induction_score(TO_SELF[None], tokens)), 0.0)
+
+  def test_without_a_repeated_token_there_is_no_induction_score(self):
+    score = interpret.induction_score(random_weights(1), np.arange(T)[None])
+    self.assertTrue(math.isnan(score))
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_every_head_has_its_own_scores(self):
+    weights = random_weights(L, H, B)
+
+    def brute_force(pick):
+      scores = np.zeros((L, H))
+      for layer, head in np.ndindex(L, H):
+        values = [
+          value
+          for b in range(B)
+          for t in range(1, T)
+          if (value := pick(weights[layer, head, b], b, t)) is not None
+        ]
+        scores[layer, head] = np.mean(values)
+      return scores
+
+    def followers(w, b, t):
+      at = [s for s in range(1, t + 1) if INPUTS[b, s - 1] == INPUTS[b, t]]
+      return sum(w[t, s] for s in at) if at else None
+
+    for score, pick in (
+      (interpret.previous_token_score, lambda w, b, t: w[t, t - 1]),
+      (interpret.first_token_score, lambda w, b, t: w[t, 0]),
+      (
+        interpret.attention_entropy,
+        lambda w, b, t: -sum(p * math.log(p) for p in w[t, : t + 1]),
+      ),
+      (lambda w: interpret.induction_score(w, INPUTS), followers),
+    ):
+      found = self.variant(score)(weights)
+      chex.assert_trees_all_close(found, brute_force(pick), atol=1e-5)
+
+  @parameterized.parameters((2, 3), (1, 1))
+  def test_weights_of_a_cached_call_are_refused(self, length, num_keys):
+    weights = np.ones((1, length, num_keys), "f4")
+    for score in (
+      interpret.previous_token_score,
+      interpret.first_token_score,
+      interpret.attention_entropy,
+      lambda w: interpret.induction_score(w, np.ones((1, length), int)),
+      lambda w: interpret.head_similarity(w[None, None]),
+    ):
+      with self.assertRaisesRegex(InputError, f"T = {length} .* S = {num_keys} "):
+        score(weights)
+
+  def test_tokens_of_another_shape_are_refused(self):
+    with self.assertRaisesRegex(InputError, r"shape \(3, 5\): must be \(3, 6\)"):
+      interpret.induction_score(random_weights(B), INPUTS[:, 1:])
+
+
+class SimilarityTest(chex.TestCase):
+  def test_alike_and_apart(self):
+    patterns = np.stack([of_batch(p) for p in (TO_SELF, TO_PREVIOUS)])
+    similarity = interpret.head_similarity(patterns[None])
+    chex.assert_trees_all_close(similarity[0, :, 0], np.eye(2), atol=1e-6)
+
+  def test_is_one_minus_the_jensen_shannon_divergence_in_bits(self):
+    weights = random_weights(L, H, B)
+    similarity = interpret.head_similarity(weights)
+    chex.assert_shape(similarity, (L, H, L, H))
+
+    def kl(p, q):
+      return sum(a * math.log2(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+    for i, j, k, m in np.ndindex(L, H, L, H):
+      divergences = []
+      for b in range(B):
+        for t in range(1, T):
+          p, q = (weights[at][b, t].astype("f8") for at in ((i, j), (k, m)))
+          divergences.append((kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2)
+      expected = 1 - np.mean(divergences)
+      chex.assert_trees_all_close(similarity[i, j, k, m], expected, atol=1e-5)
+
+
+@functools.cache
+def model_and_params(**changes):
+  values = dict(vocab_size=9, context_length=8, num_layers=L, num_heads=H)
+  model = GPT2(GPT2Config(**(values | dict(embed_dim=H * K, mlp_dim=6) | changes)))
+  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), INPUTS))
+  rng = np.random.default_rng(1)
+  draw = lambda x: rng.normal(0, 0.4, x.shape).astype("f4")  # noqa: E731
+  return model, jax.tree.map(draw, shapes)
+
+
+@functools.cache
+def apply():
+  return jax.jit(model_and_params()[0].apply)
+
+
+def loss(params):
+  """By hand: over the targets that are there."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    apply()(params, INPUTS), np.maximum(TARGETS, 0)
+  )
+  return float(np.asarray(losses)[TARGETS >= 0].mean())
+
+
+def loss_with_scaled_head(layer, head, scale, add=0.0):
+  params = copy.deepcopy(model_and_params()[1])
+  output = params["params"][f"blocks_{layer}"]["attention"]["output"]
+  rows = output["kernel"][head * K : (head + 1) * K]
+  output["bias"] += add @ rows if np.ndim(add) else 0
+  rows *= scale
+  return loss(params)
+
+
+class AblationTest(chex.TestCase):
+  @parameterized.parameters(("zero", None), ("zero", 3), ("mean", 100))
+  def test_is_the_loss_without_the_head_minus_the_loss(self, to, heads_at_once):
+    model, params = model_and_params()
+    trace = interpret.trace(model, params, INPUTS, taps=["head_output"])[1]
+    expected = np.zeros((L, H))
+    for layer, head in np.ndindex(L, H):
+      mean = np.asarray(trace.head_output[layer, head]).reshape(-1, K).mean(0)
+      add = mean if to == "mean" else 0.0
+      expected[layer, head] = loss_with_scaled_head(layer, head, 0, add) - loss(params)
+    self.assertGreater(np.abs(expected).min(), 1e-3)
+    found = interpret.head_ablation(
+      model, params, BATCH, to=to, heads_at_once=heads_at_once
+    )
+    chex.assert_trees_all_close(found, expected, atol=1e-4)
+
+  def test_heads_that_are_gone_already_cost_nothing(self):
+    model, params = model_and_params()
+    gone = interpret.ablate_heads([[1, 0], [0, 1]])
+    rise = interpret.head_ablation(*interpret.edited(model, params, [gone]), BATCH)
+    chex.assert_trees_all_close(rise[0, 0], 0.0, atol=1e-6)
+    chex.assert_trees_all_close(rise[1, 1], 0.0, atol=1e-6)
+    self.assertGreater(float(abs(rise[0, 1])), 1e-3)
+
+  def test_refuses(self):
+    with self.assertRaisesRegex(InputError, "unknown ablation 'men': did you mean"):
+      interpret.head_ablation(*model_and_params(), BATCH, to="men")
+    with self.assertRaisesRegex(InputError, "heads_at_once is 0"):
+      interpret.head_ablation(*model_and_params(), BATCH, heads_at_once=0)
+
+  def test_the_gradient_is_the_slope_of_the_loss(self):
+    gradient = interpret.head_gradient(*model_and_params(), BATCH)
+    chex.assert_shape(gradient, (L, H))
+    for layer, head in np.ndindex(L, H):
+      above, below = (loss_with_scaled_head(layer, head, s) for s in (1.02, 0.98))
+      slope = (above - below) / 0.04
+      chex.assert_trees_all_close(float(gradient[layer, head]), slope, atol=2e-3)
+      self.assertGreater(abs(slope), 5e-3)

@@ -1,0 +1,141 @@
+import functools
+import pathlib
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+TOKENS = np.random.default_rng(0).integers(0, 11, (2, 5))
+CONFIGS = {
+  "plain": {},
+  "learned_untied": dict(positional_encoding="learned", tied_embeddings=False),
+  "no_positions_one_head": dict(positional_encoding="none", num_heads=1),
+}
+
+
+def make_model(**changes):
+  sizes = dict(vocab_size=11, context_length=8, num_layers=2, num_heads=2, embed_dim=8)
+  return GPT2(GPT2Config(**(sizes | dict(mlp_dim=6) | changes)))
+
+
+@functools.cache
+def traced(name):
+  """Model, params, tokens, logits and trace: random, or of published weights."""
+  if name in CONFIGS:
+    model = make_model(**CONFIGS[name])
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype("f4"), shapes)
+  else:
+    model, params = pretrained.load(GOLDEN / name)
+  tokens = TOKENS % model.config.vocab_size
+  return model, params, tokens, *interpret.trace(model, params, tokens)
+
+
+def total(parts):
+  """float64 [B, T, V]: all parts of all layers and heads."""
+  arrays = [np.asarray(part, "f8") for part in parts]
+  return sum(array.sum(tuple(range(array.ndim - 3))) for array in arrays)
+
+
+class LogitLensTest(chex.TestCase):
+  def test_each_layer_is_a_model_that_ends_there(self):
+    model, params, tokens, logits, trace = traced("learned_untied")
+    lens = interpret.logit_lens(model, params, trace)
+    chex.assert_shape(lens, (3, 2, 5, 11))
+    chex.assert_trees_all_close(lens[2], logits, atol=1e-5)
+    shorter = make_model(**CONFIGS["learned_untied"], num_layers=1)
+    one_layer = jax.jit(shorter.apply)(params, tokens)
+    chex.assert_trees_all_close(lens[1], one_layer, atol=1e-5)
+    p = params["params"]
+    x = p["token_embedding"]["embedding"][tokens]
+    x = x + p["positional_encoding"]["embedding"]["embedding"][:5]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    x = x * p["final_norm"]["scale"] + p["final_norm"]["bias"]
+    chex.assert_trees_all_close(
+      lens[0], x @ p["output_embedding"]["embedding"].T, atol=1e-4
+    )
+
+  def test_of_an_edited_run(self):
+    model, params, tokens, _, _ = traced("plain")
+    edits = [interpret.steer(np.arange(8.0), [0, 1]), interpret.scale_heads([[0, 2]])]
+    logits, trace = interpret.trace(model, params, tokens, edits)
+    lens = interpret.logit_lens(model, params, trace)
+    chex.assert_trees_all_close(lens[-1], logits, atol=1e-5)
+
+
+class LogitAttributionTest(chex.TestCase):
+  @parameterized.parameters(*CONFIGS, "untied", "by_layer")
+  def test_the_parts_sum_to_the_logits(self, name):
+    model, params, _, logits, trace = traced(name)
+    parts = interpret.logit_attribution(model, params, trace)
+    chex.assert_shape(parts.heads, (*trace.head_output.shape[:4], logits.shape[-1]))
+    self.assertGreater(float(jnp.abs(logits).max()), 0.3)
+    chex.assert_trees_all_close(total(parts), np.asarray(logits, "f8"), atol=1e-5)
+    # Every part says something, but for positions where there are none.
+    said = [float(jnp.abs(part).max()) > 1e-4 for part in parts]
+    silent = model.config.positional_encoding == "none"
+    self.assertEqual(said, [True, not silent, True, True, True, True])
+
+  def test_each_part_goes_through_the_frozen_norm(self):
+    model, params, tokens, _, trace = traced("learned_untied")
+    parts = interpret.logit_attribution(model, params, trace)
+    t, p = jax.tree.map(np.asarray, trace), params["params"]
+    final = t.residual_after[-1]
+    spread = np.sqrt(final.var(-1, keepdims=True) + 1e-5)
+
+    def say(x):
+      x = (x - x.mean(-1, keepdims=True)) / spread * p["final_norm"]["scale"]
+      return x @ p["output_embedding"]["embedding"].T
+
+    output = p["blocks_0"]["attention"]["output"]
+    close = functools.partial(chex.assert_trees_all_close, atol=1e-4)
+    close(parts.token_embeddings, say(p["token_embedding"]["embedding"][tokens]))
+    places = p["positional_encoding"]["embedding"]["embedding"][:5][None]
+    close(parts.positions, say(np.tile(places, (2, 1, 1))))
+    close(parts.heads[0, 1], say(t.head_output[0, 1] @ output["kernel"][4:]))
+    close(parts.attention_bias[0], say(np.tile(output["bias"], (2, 5, 1))))
+    close(parts.mlp[1], say(t.mlp_output[1]))
+
+  def test_of_chosen_tokens(self):
+    model, params, tokens, _, trace = traced("plain")
+    whole = interpret.logit_attribution(model, params, trace)
+    targets = (tokens + 2) % 11
+    chosen = interpret.logit_attribution(model, params, trace, targets)
+    for one, all_tokens in zip(chosen, whole, strict=True):
+      picked = np.zeros(one.shape, "f4")
+      for b, t in np.ndindex(2, 5):
+        picked[..., b, t] = all_tokens[..., b, t, targets[b, t]]
+      chex.assert_trees_all_close(one, picked, atol=1e-5)
+
+  def test_of_a_run_without_some_heads(self):
+    model, params, tokens, _, _ = traced("plain")
+    edit = interpret.ablate_heads([[0, 1], [1, 0]])
+    logits, trace = interpret.trace(model, params, tokens, [edit])
+    parts = interpret.logit_attribution(model, params, trace)
+    self.assertEqual(float(jnp.abs(parts.heads[0, 1]).max()), 0)
+    chex.assert_trees_all_close(total(parts), np.asarray(logits, "f8"), atol=1e-5)
+
+  def test_in_bfloat16_the_sum_is_as_exact_as_the_model(self):
+    model, params, tokens, _, _ = traced("plain")
+    model = make_model(dtype="bfloat16")
+    logits, trace = interpret.trace(model, params, tokens)
+    parts = interpret.logit_attribution(model, params, trace)
+    chex.assert_trees_all_equal_dtypes(*parts)
+    chex.assert_trees_all_close(
+      total(parts), np.asarray(logits, "f8"), atol=0.02 * float(abs(logits).max())
+    )
+
+  def test_a_trace_without_what_is_needed_is_refused(self):
+    model, params, tokens, _, _ = traced("plain")
+    _, trace = interpret.trace(model, params, tokens, taps=["residual_after"])
+    with self.assertRaisesRegex(InputError, "no 'residual_before': taps must include"):
+      interpret.logit_lens(model, params, trace)
+    with self.assertRaisesRegex(InputError, "no 'token_embeddings': taps must include"):
+      interpret.logit_attribution(model, params, trace)
