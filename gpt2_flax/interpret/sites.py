@@ -27,10 +27,10 @@ TAPS = {
   "residual_before": "LBTD",  # the residual stream as each block gets it,
   "residual_between": "LBTD",  # between its attention and its feed-forward,
   "residual_after": "LBTD",  # and as the block leaves it
-  "query": "LHBTK",
+  "query": "LHBTK",  # as projected
   "key": "LHBTK",
   "value": "LHBTK",
-  "scores": "LHBTS",  # scaled, not yet masked
+  "scores": "LHBTS",  # scaled; nothing added or masked yet
   "weights": "LHBTS",
   "head_output": "LHBTK",  # the values, averaged by the weights
   "attention_output": "LBTD",  # all heads, through the output projection
@@ -103,7 +103,7 @@ def run(
 
   Raises:
     InputError: an edit does not fit the model or this call, or a whole pass of the
-      model never came by its site.
+      model never came by its site; or by that of a tap, unless all are asked for.
   """
   reached = set()
 
@@ -127,11 +127,13 @@ def run(
       variables, *args, method=method, mutable=["trace"], **kwargs
     )
   if method in (None, "__call__", "hidden"):  # other methods are parts of a pass
-    check_reached("edit", (edit.site for edit in edits), reached)
+    _check_reached("edit", (edit.site for edit in edits), reached)
+  if set(taps) != set(TAPS):  # all of them means all that the model has
+    _check_reached("tap", taps, reached)
   return out, _stack(state.get("trace", {}))
 
 
-def check_reached(what: str, wanted: Iterable[str], reached: Collection[str]) -> None:
+def _check_reached(what: str, wanted: Iterable[str], reached: Collection[str]) -> None:
   """Raises an InputError for a wanted site that the model never came by."""
   for site in wanted:
     if site not in reached:
@@ -174,13 +176,11 @@ def _edit_between(
 ) -> jax.Array:
   """What attention must add for the residual stream to be what its edits say.
 
-  Exactly what it was where nothing is edited.
+  Up to one rounding; where nothing is edited, x + ((x + a) - x) rounds to x + a.
   """
   if not module.has_variable("edits", _variable("residual_between")):
     return added_BTD
-  old_BTD = before_BTD + added_BTD
-  new_BTD = edit(module, "residual_between", old_BTD)
-  return jnp.where(new_BTD == old_BTD, added_BTD, new_BTD - before_BTD)
+  return edit(module, "residual_between", before_BTD + added_BTD) - before_BTD
 
 
 def _check_fits(

@@ -289,6 +289,21 @@ class DataTest(chex.TestCase):
       slope = (loss(ones + step) - loss(ones - step)) / 0.02
       chex.assert_trees_all_close(gradient[layer, head], slope, rtol=0.05, atol=0.02)
 
+  def test_the_gradient_of_a_vector_that_is_still_zero(self):
+    model, params = model_and_params()
+
+    def of_vector(vector):
+      return logits_with(steer(vector, [0, 1], "residual_between")).var()
+
+    def of_params(params):
+      return model.apply(params, TOKENS).var()
+
+    gradient = jax.jit(jax.grad(of_vector))(0 * VECTOR)
+    blocks = jax.jit(jax.grad(of_params))(params)["params"]
+    bias = blocks["blocks_1"]["attention"]["output"]["bias"]
+    self.assertGreater(float(jnp.abs(bias).max()), 1e-2)
+    chex.assert_trees_all_close(gradient, bias, atol=1e-4, rtol=1e-3)
+
   def test_the_callers_arrays_stay_as_they_are(self):
     model, params = model_and_params()
     heads, value = np.ones((L, H), bool), np.ones(K, "f4")

@@ -197,7 +197,7 @@ class AblationTest(chex.TestCase):
   @parameterized.parameters(("zero", None), ("zero", 3), ("mean", 100))
   def test_is_the_loss_without_the_head_minus_the_loss(self, to, heads_at_once):
     model, params = model_and_params()
-    trace = interpret.trace(model, params, INPUTS, taps=["head_output"])[1]
+    trace = jax.jit(functools.partial(interpret.trace, model))(params, INPUTS)[1]
     expected = np.zeros((L, H))
     for layer, head in np.ndindex(L, H):
       mean = np.asarray(trace.head_output[layer, head]).reshape(-1, K).mean(0)

@@ -11,7 +11,7 @@ import numpy as np
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
-TOKENS = np.random.default_rng(0).integers(0, 11, (2, 5))
+TOKENS = np.random.default_rng(0).integers(0, 11, (3, 5))
 CONFIGS = {
   "plain": {},
   "learned_untied": dict(positional_encoding="learned", tied_embeddings=False),
@@ -22,6 +22,10 @@ CONFIGS = {
 def make_model(**changes):
   sizes = dict(vocab_size=11, context_length=8, num_layers=2, num_heads=2, embed_dim=8)
   return GPT2(GPT2Config(**(sizes | dict(mlp_dim=6) | changes)))
+
+
+def jitted(function, model):
+  return jax.jit(functools.partial(function, model))
 
 
 @functools.cache
@@ -35,7 +39,7 @@ def traced(name):
   else:
     model, params = pretrained.load(GOLDEN / name)
   tokens = TOKENS % model.config.vocab_size
-  return model, params, tokens, *interpret.trace(model, params, tokens)
+  return model, params, tokens, *jitted(interpret.trace, model)(params, tokens)
 
 
 def total(parts):
@@ -47,8 +51,8 @@ def total(parts):
 class LogitLensTest(chex.TestCase):
   def test_each_layer_is_a_model_that_ends_there(self):
     model, params, tokens, logits, trace = traced("learned_untied")
-    lens = interpret.logit_lens(model, params, trace)
-    chex.assert_shape(lens, (3, 2, 5, 11))
+    lens = jitted(interpret.logit_lens, model)(params, trace)
+    chex.assert_shape(lens, (3, 3, 5, 11))
     chex.assert_trees_all_close(lens[2], logits, atol=1e-5)
     shorter = make_model(**CONFIGS["learned_untied"], num_layers=1)
     one_layer = jax.jit(shorter.apply)(params, tokens)
@@ -65,7 +69,7 @@ class LogitLensTest(chex.TestCase):
   def test_of_an_edited_run(self):
     model, params, tokens, _, _ = traced("plain")
     edits = [interpret.steer(np.arange(8.0), [0, 1]), interpret.scale_heads([[0, 2]])]
-    logits, trace = interpret.trace(model, params, tokens, edits)
+    logits, trace = jitted(interpret.trace, model)(params, tokens, edits)
     lens = interpret.logit_lens(model, params, trace)
     chex.assert_trees_all_close(lens[-1], logits, atol=1e-5)
 
@@ -98,9 +102,9 @@ class LogitAttributionTest(chex.TestCase):
     close = functools.partial(chex.assert_trees_all_close, atol=1e-4)
     close(parts.token_embeddings, say(p["token_embedding"]["embedding"][tokens]))
     places = p["positional_encoding"]["embedding"]["embedding"][:5][None]
-    close(parts.positions, say(np.tile(places, (2, 1, 1))))
+    close(parts.positions, say(np.tile(places, (3, 1, 1))))
     close(parts.heads[0, 1], say(t.head_output[0, 1] @ output["kernel"][4:]))
-    close(parts.attention_bias[0], say(np.tile(output["bias"], (2, 5, 1))))
+    close(parts.attention_bias[0], say(np.tile(output["bias"], (3, 5, 1))))
     close(parts.mlp[1], say(t.mlp_output[1]))
 
   def test_of_chosen_tokens(self):
@@ -110,14 +114,14 @@ class LogitAttributionTest(chex.TestCase):
     chosen = interpret.logit_attribution(model, params, trace, targets)
     for one, all_tokens in zip(chosen, whole, strict=True):
       picked = np.zeros(one.shape, "f4")
-      for b, t in np.ndindex(2, 5):
+      for b, t in np.ndindex(3, 5):
         picked[..., b, t] = all_tokens[..., b, t, targets[b, t]]
       chex.assert_trees_all_close(one, picked, atol=1e-5)
 
   def test_of_a_run_without_some_heads(self):
     model, params, tokens, _, _ = traced("plain")
     edit = interpret.ablate_heads([[0, 1], [1, 0]])
-    logits, trace = interpret.trace(model, params, tokens, [edit])
+    logits, trace = jitted(interpret.trace, model)(params, tokens, [edit])
     parts = interpret.logit_attribution(model, params, trace)
     self.assertEqual(float(jnp.abs(parts.heads[0, 1]).max()), 0)
     chex.assert_trees_all_close(total(parts), np.asarray(logits, "f8"), atol=1e-5)
@@ -125,7 +129,7 @@ class LogitAttributionTest(chex.TestCase):
   def test_in_bfloat16_the_sum_is_as_exact_as_the_model(self):
     model, params, tokens, _, _ = traced("plain")
     model = make_model(dtype="bfloat16")
-    logits, trace = interpret.trace(model, params, tokens)
+    logits, trace = jitted(interpret.trace, model)(params, tokens)
     parts = interpret.logit_attribution(model, params, trace)
     chex.assert_trees_all_equal_dtypes(*parts)
     chex.assert_trees_all_close(

@@ -188,7 +188,7 @@ class TapsTest(chex.TestCase):
     with self.assertRaisesRegex(
       InputError, "tap 'mlp_hidden' hit nothing: this model has final_norm$"
     ):
-      interpret.trace(model, params, x, taps=["final_norm", "mlp_hidden"])
+      interpret.trace(model, params, x, taps=["mlp_hidden"])
     edit = interpret.steer(jnp.ones(4), True)
     with self.assertRaisesRegex(
       InputError, "edit 'residual_before' hit nothing: this model has final_norm$"
@@ -258,10 +258,9 @@ class TransformationsTest(chex.TestCase):
   def test_tracing_goes_on_where_a_cache_ends(self):
     model, params, logits, whole = traced()
     cache = empty_cache(model.config, batch_size=3, num_slots=7)
-    (first, cache), _ = interpret.trace(model, params, TOKENS[:, :3], cache=cache)
-    (last, cache), trace = interpret.trace(
-      model, params, TOKENS[:, 3:], cache=cache, start=3
-    )
+    trace = jax.jit(functools.partial(interpret.trace, model))
+    (first, cache), _ = trace(params, TOKENS[:, :3], cache=cache)
+    (last, cache), trace = trace(params, TOKENS[:, 3:], cache=cache, start=3)
     chex.assert_trees_all_close(jnp.concatenate([first, last], 1), logits, atol=1e-4)
     chex.assert_shape(trace.weights, (2, 2, 3, 2, 7))
     close = functools.partial(chex.assert_trees_all_close, atol=1e-4)
