@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
   config.model.num_heads = 4  # attention heads in each block
   config.model.embed_dim = 64  # width of the residual stream
   config.model.mlp_dim = 0  # width inside the feed-forward; 0: 4 * embed_dim
-  config.model.positional_encoding = "sinusoidal"  # or learned, none
+  config.model.positional_encoding = "sinusoidal"  # learned, rotary, alibi, none
+  config.model.feed_forward = True  # False: attention-only blocks, for study
   config.model.dropout_rate = 0.0  # endless data cannot be learned by heart
   config.model.dtype = "float32"  # of activations; bfloat16 on accelerators
 

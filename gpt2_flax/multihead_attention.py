@@ -9,6 +9,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gpt2_flax.errors import unknown_name
+from gpt2_flax.positional_encoding import alibi_slopes, POSITIONAL_ENCODINGS
 from gpt2_flax.self_attention import KeyValues, SelfAttention
 
 
@@ -25,6 +27,7 @@ class MultiHeadAttention(nn.Module):
     head_dim: K, of each head.
     causal, dropout_rate, dtype, kernel_init, temperature: see `SelfAttention`.
     output_init: of the output projection; GPT-2 shrinks it with depth.
+    positional_encoding: "rotary" and "alibi" act in the heads; all others do not.
   """
 
   num_heads: int
@@ -35,6 +38,7 @@ class MultiHeadAttention(nn.Module):
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
   output_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
   temperature: float = 1.0
+  positional_encoding: str = "none"
 
   @nn.compact
   def __call__(
@@ -48,9 +52,14 @@ class MultiHeadAttention(nn.Module):
 
     The mask is the same for all heads; the cache has a leading heads axis.
     """
+    if self.positional_encoding not in POSITIONAL_ENCODINGS:
+      raise unknown_name(
+        "positional_encoding", self.positional_encoding, POSITIONAL_ENCODINGS
+      )
     heads = nn.vmap(
       SelfAttention,
-      in_axes=(None, None, 0, None),  # x and mask shared, the cache per head
+      # x, mask and start shared; the cache and the slope per head
+      in_axes=(None, None, 0, None, 0),
       out_axes=0,
       axis_size=self.num_heads,
       variable_axes={True: 0},  # everything a head holds has a heads axis
@@ -63,9 +72,12 @@ class MultiHeadAttention(nn.Module):
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       temperature=self.temperature,
+      rotary=self.positional_encoding == "rotary",
       name="heads",
     )
-    out_HBTK = heads(x_BTD, mask, cache, start)
+    alibi = self.positional_encoding == "alibi"
+    slopes_H = alibi_slopes(self.num_heads) if alibi else None
+    out_HBTK = heads(x_BTD, mask, cache, start, slopes_H)
     if cache is not None:
       out_HBTK, cache = out_HBTK
 

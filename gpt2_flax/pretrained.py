@@ -129,9 +129,10 @@ def save(
     params: as `load` or `model.init` gives them.
 
   Raises:
-    InputError: there is something in the folder, it cannot be written, or params are
-      not this model's.
+    InputError: there is something in the folder, it cannot be written, params are
+      not this model's, or GPT-2's format has no word for the model.
   """
+  _check_expressible(model.config)
   folder = pathlib.Path(folder).resolve()
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
     raise InputError(f"{folder} is not empty: choose a new folder")
@@ -255,6 +256,19 @@ def _check_params(params: Any, model: GPT2) -> None:
         f"params: {name} is {found.get(name, 'missing')}: must be"
         f" {expected.get(name, 'left out')}"
       )
+
+
+def _check_expressible(config: GPT2Config) -> None:
+  """Raises an InputError for what GPT-2's format cannot say."""
+  if config.positional_encoding in ("rotary", "alibi"):
+    raise InputError(
+      f"model.positional_encoding is {config.positional_encoding!r}: must be learned,"
+      " sinusoidal or none to be saved in GPT-2's format"
+    )
+  if not config.feed_forward:
+    raise InputError(
+      "model.feed_forward is False: must be True to be saved in GPT-2's format"
+    )
 
 
 def _with_learned_positions(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt2_flax.dropout import Dropout
+from gpt2_flax.positional_encoding import alibi_bias, rotate_by_position
 
 
 class KeyValues(NamedTuple):
@@ -35,8 +36,8 @@ class SelfAttention(nn.Module):
   """Scaled dot-product attention with one head.
 
   softmax(Q K^T / sqrt(head_dim)) V: "Attention Is All You Need" (Vaswani et al.,
-  2017), section 3.2.1. The four steps are methods of their own, so that each can
-  be read, tested, captured or replaced (`nn.intercept_methods`) on its own.
+  2017), section 3.2.1. The steps are methods of their own, so that each can be read,
+  tested, captured or replaced (`nn.intercept_methods`) on its own.
 
   Attributes:
     head_dim: K, the size of queries, keys and values.
@@ -45,6 +46,7 @@ class SelfAttention(nn.Module):
     dtype: compute dtype; None takes the input's. The softmax is float32 always.
     kernel_init: of the three projections; GPT-2 uses normal(0.02).
     temperature: divides the scores, on top of sqrt(head_dim).
+    rotary: queries and keys are turned by their positions (`rotate_by_position`).
   """
 
   head_dim: int
@@ -53,6 +55,7 @@ class SelfAttention(nn.Module):
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
   temperature: float = 1.0
+  rotary: bool = False
 
   def setup(self):
     def projection():
@@ -78,6 +81,7 @@ class SelfAttention(nn.Module):
     mask: jax.Array | None = None,
     cache: KeyValues | None = None,
     start: jax.typing.ArrayLike = 0,
+    slope: jax.Array | None = None,
   ):
     """Attends over x, and over the cached tokens before it where there are any.
 
@@ -89,15 +93,19 @@ class SelfAttention(nn.Module):
       cache: keys and values of S slots, those before `start` filled. x's go to the
         slots from `start` on, which must fit.
       start: int scalar, the slot of x's first token; only used with a cache.
+      slope: float scalar, what a score loses for each token between (`alibi_bias`);
+        None for nothing.
 
     Returns:
       [B, T, K], or that and the extended cache where a cache was given.
     """
     chex.assert_rank(x_BTD, 3)
-    query_BTK, key_BSK, value_BSK = self.project(x_BTD)
     if cache is None:
       start = 0
-    else:
+    query_BTK, key_BSK, value_BSK = self.project(x_BTD)
+    if self.rotary:
+      query_BTK, key_BSK = self.rotate(query_BTK, key_BSK, start)
+    if cache is not None:
       cache = KeyValues(
         jax.lax.dynamic_update_slice_in_dim(cache.key, key_BSK, start, axis=1),
         jax.lax.dynamic_update_slice_in_dim(cache.value, value_BSK, start, axis=1),
@@ -105,6 +113,10 @@ class SelfAttention(nn.Module):
       key_BSK, value_BSK = cache
 
     scores_BTS = self.scores(query_BTK, key_BSK)
+    if slope is not None:
+      num_queries, num_keys = scores_BTS.shape[1:]
+      slots_T, slots_S = start + jnp.arange(num_queries), jnp.arange(num_keys)
+      scores_BTS += alibi_bias(slope, slots_T, slots_S)
     allowed_BTS = jnp.ones((1, 1, 1), bool) if mask is None else mask
     if self.causal:
       allowed_BTS &= causal_mask(*scores_BTS.shape[1:], start)
@@ -115,6 +127,19 @@ class SelfAttention(nn.Module):
   def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What each token asks, what it answers to, and what it hands over: [B, T, K]."""
     return self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+
+  def rotate(
+    self, query_BTK: jax.Array, key_BTK: jax.Array, start: jax.typing.ArrayLike = 0
+  ) -> tuple[jax.Array, jax.Array]:
+    """Both turned by their slots, from `start` on, so that scores know the distance.
+
+    Slots will do for positions: left padding shifts queries and keys alike.
+    """
+    slots_T = start + jnp.arange(query_BTK.shape[1])
+    return (
+      rotate_by_position(query_BTK, slots_T),
+      rotate_by_position(key_BTK, slots_T),
+    )
 
   def scores(self, query_BTK: jax.Array, key_BSK: jax.Array) -> jax.Array:
     """Dot products over sqrt(head_dim), float32 [B, T, S].

@@ -45,7 +45,8 @@ class GPT2Config:
     num_heads: attention heads in a block.
     embed_dim: D, the width of the residual stream; num_heads must divide it.
     mlp_dim: F, the width inside the feed-forward; 0 means 4 * embed_dim.
-    positional_encoding: "sinusoidal", "learned" (as published) or "none".
+    positional_encoding: "sinusoidal", "learned" (as published), "rotary", "alibi" or
+      "none".
     dropout_rate: at GPT-2's three places: embeddings, attention weights, and what
       each block adds to the residual stream.
     dtype: of activations; parameters, softmax, norms' statistics and logits are
@@ -56,6 +57,7 @@ class GPT2Config:
       False gives the output layer a table of its own.
     scale_attention: scores are divided by sqrt(head_dim) (as published).
     scale_attention_by_layer: and by the layer's number, counted from 1.
+    feed_forward: False for attention-only blocks, for study.
   """
 
   vocab_size: int = 50_257
@@ -72,6 +74,7 @@ class GPT2Config:
   tied_embeddings: bool = True
   scale_attention: bool = True
   scale_attention_by_layer: bool = False
+  feed_forward: bool = True
 
   def __post_init__(self):
     for name in (
@@ -97,6 +100,11 @@ class GPT2Config:
     if self.positional_encoding not in POSITIONAL_ENCODINGS:
       raise unknown_name(
         "model.positional_encoding", self.positional_encoding, POSITIONAL_ENCODINGS
+      )
+    if self.positional_encoding == "rotary" and self.head_dim % 2:
+      raise InputError(
+        f"model.embed_dim / model.num_heads is {self.head_dim}: must be even for"
+        " model.positional_encoding=rotary"
       )
     if self.dtype not in DTYPES:
       raise unknown_name("model.dtype", self.dtype, DTYPES)
@@ -135,9 +143,10 @@ def _layer_norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
 
 
 def _residual_init(config: GPT2Config) -> nn.initializers.Initializer:
-  """Each of the 2 * num_layers additions to the residual stream starts smaller, so
-  that their sum does not grow with depth (Radford et al., 2019, section 2.3)."""
-  return nn.initializers.normal(0.02 / (2 * config.num_layers) ** 0.5)
+  """Each addition to the residual stream, two a block, starts smaller, so that their
+  sum does not grow with depth (Radford et al., 2019, section 2.3)."""
+  num_additions = config.num_layers * (2 if config.feed_forward else 1)
+  return nn.initializers.normal(0.02 / num_additions**0.5)
 
 
 class FeedForward(nn.Module):
@@ -198,9 +207,11 @@ class Block(nn.Module):
       dtype=config.dtype,
       output_init=_residual_init(config),
       temperature=temperature,
+      positional_encoding=config.positional_encoding,
     )
-    self.feed_forward_norm = _layer_norm(config)
-    self.feed_forward = FeedForward(config)
+    if config.feed_forward:
+      self.feed_forward_norm = _layer_norm(config)
+      self.feed_forward = FeedForward(config)
     self.dropout = Dropout(config.dropout_rate)
 
   def __call__(
@@ -215,7 +226,8 @@ class Block(nn.Module):
     if cache is not None:
       attended_BTD, cache = attended_BTD
     x_BTD += self.dropout(attended_BTD)
-    x_BTD += self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+    if self.config.feed_forward:
+      x_BTD += self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
     return x_BTD if cache is None else (x_BTD, cache)
 
 

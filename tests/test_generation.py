@@ -31,14 +31,15 @@ PROBABILITIES = np.array([0.05, 0.2, 0.5, 0.1, 0.15])
 
 
 @functools.cache
-def model_and_params():
+def model_and_params(kind="learned"):  # has no vector for a position that is not there
   config = GPT2Config(
     vocab_size=11,
     context_length=CONTEXT_LENGTH,
     num_layers=2,
     num_heads=2,
     embed_dim=8,
-    positional_encoding="learned",  # has no vector for a position that is not there
+    positional_encoding=kind,
+    tied_embeddings=kind == "learned",  # tied and unmoved, a token follows itself
   )
   model = GPT2(config)
   params = nn.unbox(jax.jit(model.init)(random_key(0), jnp.zeros((1, 1), int)))
@@ -56,12 +57,12 @@ def prompt(length):
 
 
 @functools.cache
-def model_at():
-  model, params = model_and_params()
+def model_at(kind):
+  model, params = model_and_params(kind)
   return jax.jit(lambda tokens, position: model.apply(params, tokens)[0, position])
 
 
-def continue_naively(text, num_tokens, repetition_penalty=1.0):
+def continue_naively(text, num_tokens, repetition_penalty=1.0, kind="learned"):
   """Greedy; the whole window through the model for each token, with no cache.
 
   What comes after a token cannot change its logits, so the window is filled up on
@@ -73,7 +74,7 @@ def continue_naively(text, num_tokens, repetition_penalty=1.0):
       window = window[-CONTEXT_LENGTH // 2 :]
     filled = np.zeros((1, CONTEXT_LENGTH), np.int32)
     filled[0, : len(window)] = window
-    logits = np.array(model_at()(filled, len(window) - 1))
+    logits = np.array(model_at(kind)(filled, len(window) - 1))
     for token in set(window):
       if logits[token] > 0:
         logits[token] /= repetition_penalty
@@ -84,8 +85,10 @@ def continue_naively(text, num_tokens, repetition_penalty=1.0):
   return text[-num_tokens:]
 
 
-def continue_(prompts, num_tokens=NUM_TOKENS, sampling=GREEDY, **kwargs):
-  model, params = model_and_params()
+def continue_(
+  prompts, num_tokens=NUM_TOKENS, sampling=GREEDY, kind="learned", **kwargs
+):
+  model, params = model_and_params(kind)
   return generate(
     model, params, prompts, num_tokens=num_tokens, sampling=sampling, **kwargs
   )
@@ -99,6 +102,17 @@ class GenerateTest(chex.TestCase):
     self.assertEqual(continue_(self.RAGGED), naive)
     self.assertEqual([continue_([text])[0] for text in self.RAGGED], naive)
     self.assertGreater(len(np.unique(naive)), 3)  # not one token over and over
+
+  @parameterized.parameters("rotary", "alibi")
+  def test_slots_will_do_for_relative_positions(self, kind):
+    """In a ragged batch, where each row has its own padding, and after a slide."""
+    naive = [continue_naively(text, NUM_TOKENS, kind=kind) for text in self.RAGGED]
+    self.assertEqual(continue_(self.RAGGED, kind=kind), naive)
+    self.assertEqual(
+      continue_([prompt(8)], 60, kind=kind, overflow="slide"),
+      [continue_naively(prompt(8), 60, kind=kind)],
+    )
+    self.assertGreater(len(np.unique(naive)), 3)
 
   def test_a_full_context_stops_or_slides(self):
     naive = continue_naively(prompt(8), 60)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from gpt2_flax.errors import InputError
 from gpt2_flax.multihead_attention import MultiHeadAttention
 from gpt2_flax.self_attention import KeyValues, SelfAttention
 
@@ -106,6 +107,26 @@ class LadderTest(chex.TestCase):
 
 
 class MultiHeadAttentionTest(chex.TestCase):
+  @parameterized.parameters(1, 3, 4)
+  def test_each_head_has_its_own_slope(self, num_heads):
+    x = inputs()
+    module = MultiHeadAttention(num_heads, K, positional_encoding="alibi")
+    params = random_params(module, x)
+    slopes = {1: [2**-8], 3: [2**-4, 2**-8, 2**-2], 4: [0.25, 2**-4, 2**-6, 2**-8]}
+    heads = [
+      SelfAttention(K).apply(head_params(params, head), x, slope=slope)
+      for head, slope in enumerate(slopes[num_heads])
+    ]
+    output = params["params"]["output"]
+    expected = np.concatenate(heads, -1) @ output["kernel"] + output["bias"]
+    chex.assert_trees_all_close(module.apply(params, x), expected, atol=1e-5)
+
+  def test_refuses_an_unknown_positional_encoding(self):
+    with self.assertRaisesRegex(InputError, "'rotery': did you mean 'rotary'"):
+      MultiHeadAttention(H, K, positional_encoding="rotery").init(
+        jax.random.key(0), inputs()
+      )
+
   def test_parameters_have_a_named_heads_axis(self):
     module = MultiHeadAttention(num_heads=H, head_dim=K)
     boxed = jax.eval_shape(module.init, jax.random.key(0), inputs())

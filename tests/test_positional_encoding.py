@@ -8,7 +8,10 @@ import numpy as np
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.positional_encoding import (
+  alibi_bias,
+  alibi_slopes,
   PositionalEncoding,
+  rotate_by_position,
   sinusoidal_positional_encoding,
 )
 
@@ -89,6 +92,87 @@ class SinusoidalTest(chex.TestCase):
     )
 
 
+class RotaryTest(chex.TestCase):
+  """Su et al. (2021), section 3.2."""
+
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(2, 6)
+  def test_turns_each_pair_as_a_complex_number(self, head_dim):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, head_dim)).astype("f4")
+    positions = np.array([0, 1, 7, 300])
+    turned = self.variant(rotate_by_position)(x, positions)
+    expected = np.empty(x.shape)
+    for t, position in enumerate(positions):
+      for pair in range(head_dim // 2):
+        angle = position * frequency(2 * pair, head_dim)
+        numbers = x[:, t, 2 * pair] + 1j * x[:, t, 2 * pair + 1]
+        numbers = numbers * complex(math.cos(angle), math.sin(angle))
+        expected[:, t, 2 * pair] = numbers.real
+        expected[:, t, 2 * pair + 1] = numbers.imag
+    chex.assert_trees_all_close(
+      turned, expected, atol=10 * float32_error(positions), rtol=0
+    )
+    chex.assert_trees_all_equal(turned[:, 0], x[:, 0])
+
+  def test_dot_products_know_the_distance_only(self):
+    rng = np.random.default_rng(1)
+    query, key = rng.normal(size=(2, 1, 1, 8)).astype("f4")
+
+    def product(t, s):
+      turned_query = rotate_by_position(query, jnp.array([t]))
+      return float(jnp.vdot(turned_query, rotate_by_position(key, jnp.array([s]))))
+
+    products = [product(3 + distance, 3) for distance in range(6)]
+    for start in (0, 50, 1000):
+      for distance, expected in enumerate(products):
+        self.assertAlmostEqual(product(start + distance, start), expected, delta=2e-3)
+    self.assertGreater(np.std(products), 0.1)
+    self.assertGreater(abs(product(5, 3) - product(3, 5)), 0.1)  # and its sign
+
+  def test_bfloat16_is_turned_in_float32(self):
+    x = np.random.default_rng(2).normal(size=(1, 3, 4)).astype(jnp.bfloat16)
+    positions = np.array([1000, 1001, 1002])  # bfloat16 knows neither 1001 nor 1002
+    turned = rotate_by_position(jnp.asarray(x), positions)
+    chex.assert_type(turned, jnp.bfloat16)
+    exact = rotate_by_position(x.astype("f4"), positions).astype(jnp.bfloat16)
+    chex.assert_trees_all_equal(turned, exact)
+
+  def test_refuses_an_odd_head_dim(self):
+    with self.assertRaisesRegex(InputError, "head_dim is 3: .* even"):
+      rotate_by_position(jnp.zeros((1, 2, 3)), jnp.arange(2))
+
+
+class AlibiTest(chex.TestCase):
+  """Press et al. (2022), section 3."""
+
+  @parameterized.parameters(
+    (1, [2**-8]),
+    (2, [2**-4, 2**-8]),
+    (3, [2**-4, 2**-8, 2**-2]),
+    (4, [2**-2, 2**-4, 2**-6, 2**-8]),
+    (6, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]),
+    (8, [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]),
+  )
+  def test_slopes(self, num_heads, expected):
+    slopes = alibi_slopes(num_heads)
+    chex.assert_type(slopes, jnp.float32)
+    chex.assert_trees_all_close(slopes, np.array(expected, "f4"), rtol=1e-6)
+
+  @parameterized.parameters(5, 12, 16, 25)
+  def test_no_two_heads_have_the_same_slope(self, num_heads):
+    slopes = alibi_slopes(num_heads)
+    self.assertLen(np.unique(slopes), num_heads)
+    self.assertBetween(slopes.min(), 2**-8, 1)
+    self.assertLess(slopes.max(), 1)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_bias_falls_with_distance(self):
+    bias = self.variant(alibi_bias)(0.5, jnp.array([2, 3]), jnp.arange(5))
+    expected = np.array([[[-1, -0.5, 0, -0.5, -1], [-1.5, -1, -0.5, 0, -0.5]]], "f4")
+    chex.assert_trees_all_equal(bias, expected)
+
+
 class PositionalEncodingTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters(
@@ -120,14 +204,15 @@ class PositionalEncodingTest(chex.TestCase):
     chex.assert_trees_all_close(out, np.asarray(x) + table[rows], atol=1e-6, rtol=0)
 
   @chex.variants(with_jit=True, without_jit=True)
-  def test_none_adds_nothing(self):
+  @parameterized.parameters("rotary", "alibi", "none")
+  def test_adds_nothing(self, kind):
     x = embeddings()
-    module = PositionalEncoding("none")
+    module = PositionalEncoding(kind)
     self.assertEmpty(module.init(jax.random.key(1), x))
     out = self.variant(module.apply)({}, x, jnp.array([[4, 3, 2, 1, 0]]))
     chex.assert_trees_all_equal(out, x)
 
-  @parameterized.parameters("sinusoidal", "learned", "none")
+  @parameterized.parameters("sinusoidal", "learned", "rotary", "alibi", "none")
   def test_keeps_the_embeddings_dtype(self, kind):
     x = embeddings().astype(jnp.bfloat16)
     out, params = PositionalEncoding(kind).init_with_output(jax.random.key(1), x)

@@ -290,6 +290,17 @@ class PretrainedTest(chex.TestCase):
       pretrained.save(folder / name, model, params)
     self.assertEqual({path: path.read_bytes() for path in folder.iterdir()}, before)
 
+  @parameterized.parameters(
+    (dict(positional_encoding="rotary"), "positional_encoding is 'rotary'"),
+    (dict(positional_encoding="alibi"), "positional_encoding is 'alibi'"),
+    (dict(feed_forward=False), "feed_forward is False"),
+  )
+  def test_save_refuses_what_the_format_cannot_say(self, fields, says):
+    model = small_model(**fields)
+    with self.assertRaisesRegex(InputError, f"model.{says}: must be .* GPT-2's format"):
+      pretrained.save(self.scratch / "saved", model, random_params(model))
+    self.assertEmpty(list(self.scratch.iterdir()))
+
   def test_save_where_nothing_can_be_written(self):
     (self.scratch / "file").write_text("")
     model = small_model()

@@ -162,6 +162,50 @@ class SelfAttentionTest(chex.TestCase):
       atol=1e-5,
     )
 
+  @parameterized.parameters(dict(rotary=True), dict(slope=0.3))
+  def test_relative_positions_know_the_distance_only(self, rotary=False, slope=None):
+    """Alike tokens: what differs in the weights is where they stand."""
+    module = SelfAttention(K, rotary=rotary, causal=False)
+    params = random_params(module)
+    x = inputs()[:1, :1].repeat(T, axis=1)
+    log_weights = {}
+
+    def capture(call, args, kwargs, context):
+      out = call(*args, **kwargs)
+      if context.method_name == "weights":
+        log_weights["TS"] = np.log(np.asarray(out[0]))
+      return out
+
+    with nn.intercept_methods(capture):
+      module.apply(params, x, slope=slope)
+    # The softmax adds a constant to each row, so each is compared with its diagonal.
+    scores_TS = log_weights["TS"] - np.diag(log_weights["TS"])[:, None]
+    for t, s in itertools.product(range(1, T), range(1, T)):
+      self.assertAlmostEqual(scores_TS[t, s], scores_TS[t - 1, s - 1], delta=1e-4)
+    if slope:
+      chex.assert_trees_all_close(
+        scores_TS[-1], -slope * np.arange(T)[::-1].astype("f4"), atol=1e-5
+      )
+    self.assertGreater(np.std(scores_TS[-1]), 0.05)
+
+  @parameterized.parameters(dict(rotary=True), dict(slope=0.3))
+  def test_pieces_of_relative_positions_equal_the_whole(self, rotary=False, slope=None):
+    module = SelfAttention(K, rotary=rotary)
+    params, x = random_params(module), inputs()
+    whole = module.apply(params, x, slope=slope)
+    plain = SelfAttention(K).apply(params, x)
+    self.assertGreater(jnp.abs(whole - plain).max(), 0.05)
+    # From slot 3 on, behind three of left padding.
+    mask = jnp.arange(T + 3)[None, None] >= 3
+    cache = KeyValues(jnp.zeros((B, T + 3, K)), jnp.zeros((B, T + 3, K)))
+    pieces = []
+    for start, end in itertools.pairwise([0, 1, 4, T]):
+      piece, cache = module.apply(
+        params, x[:, start:end], mask, cache, start + 3, slope
+      )
+      pieces.append(piece)
+    chex.assert_trees_all_close(jnp.concatenate(pieces, axis=1), whole, atol=1e-5)
+
   def test_start_means_nothing_without_a_cache(self):
     module = SelfAttention(K)
     params, x = random_params(module), inputs()

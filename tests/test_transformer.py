@@ -73,16 +73,28 @@ def reference_logits(params, tokens_BT, config):
       return x * np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(x)
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
+  def turned(x):
+    complex_x = x[..., 0::2] + 1j * x[..., 1::2]
+    pair = np.arange(x.shape[-1] // 2)
+    angles = np.arange(T)[:, None] / 10_000 ** (2 * pair / x.shape[-1])
+    complex_x = complex_x * np.exp(1j * angles)
+    return np.stack([complex_x.real, complex_x.imag], -1).reshape(x.shape)
+
   def attention(x, p, layer):
     heads = []
     for head in range(config.num_heads):
       own = jax.tree.map(lambda leaf, head=head: leaf[head], p["heads"])
       query, key, value = (dense(x, own[name]) for name in ("query", "key", "value"))
+      if config.positional_encoding == "rotary":
+        query, key = turned(query), turned(key)
       scores = query @ key.swapaxes(1, 2)
       if config.scale_attention:
         scores /= math.sqrt(config.embed_dim // config.num_heads)
       if config.scale_attention_by_layer:
         scores /= layer + 1
+      if config.positional_encoding == "alibi":
+        slope = 2.0 ** (-8 * (head + 1) / config.num_heads)
+        scores -= slope * (np.arange(T)[:, None] - np.arange(T)[None])
       scores[:, ~np.tri(T, dtype=bool)] = -np.inf
       weights = np.exp(scores - scores.max(-1, keepdims=True))
       heads.append(weights / weights.sum(-1, keepdims=True) @ value)
@@ -101,6 +113,8 @@ def reference_logits(params, tokens_BT, config):
   for layer in range(config.num_layers):
     p = params[f"blocks_{layer}"]
     x += attention(norm(x, p["attention_norm"]), p["attention"], layer)
+    if not config.feed_forward:
+      continue
     hidden = activation(
       dense(norm(x, p["feed_forward_norm"]), p["feed_forward"]["expand"])
     )
@@ -139,6 +153,9 @@ class LogitsTest(chex.TestCase):
     dict(positional_encoding="learned", scale_attention_by_layer=True, mlp_dim=0),
     dict(positional_encoding="none", activation="gelu", tied_embeddings=False),
     dict(activation="relu", layer_norm_epsilon=0.1, scale_attention=False),
+    dict(positional_encoding="rotary", scale_attention_by_layer=True),
+    dict(positional_encoding="alibi", scale_attention=False),
+    dict(feed_forward=False),
   )
   def test_equal_the_reference(self, **changes):
     model = tiny(**changes)
@@ -161,8 +178,9 @@ class LogitsTest(chex.TestCase):
     alone = [apply(params, tokens()[:, document == number]) for number in (0, 1)]
     chex.assert_trees_all_close(packed, jnp.concatenate(alone, axis=1), atol=1e-4)
 
-  def test_pieces_through_the_cache_equal_the_whole(self):
-    model = tiny(positional_encoding="learned")
+  @parameterized.parameters("learned", "rotary", "alibi")
+  def test_pieces_through_the_cache_equal_the_whole(self, positional_encoding):
+    model = tiny(positional_encoding=positional_encoding)
     params = random_params(model)
     apply = jax.jit(model.apply)
     cache = empty_cache(model.config, B, T + 1)
@@ -176,8 +194,10 @@ class LogitsTest(chex.TestCase):
       jnp.concatenate(pieces, axis=1), apply(params, tokens()), atol=1e-4
     )
 
-  def test_bfloat16_is_near_float32(self):
-    half, model = tiny(dtype="bfloat16"), tiny()
+  @parameterized.parameters("sinusoidal", "rotary", "alibi")
+  def test_bfloat16_is_near_float32(self, kind):
+    half = tiny(dtype="bfloat16", positional_encoding=kind)
+    model = tiny(positional_encoding=kind)
     params = random_params(model)
     chex.assert_trees_all_equal_shapes_and_dtypes(random_params(half), params)
     hidden = jax.eval_shape(lambda: half.apply(params, tokens(), method="hidden"))
@@ -247,6 +267,21 @@ class OrderTest(chex.TestCase):
 
 
 class ParametersTest(chex.TestCase):
+  @parameterized.parameters("rotary", "alibi")
+  def test_relative_positions_have_none(self, positional_encoding):
+    relative = shapes_of(tiny(positional_encoding=positional_encoding))
+    chex.assert_trees_all_equal_structs(
+      relative, shapes_of(tiny(positional_encoding="none"))
+    )
+
+  def test_attention_only_blocks_have_nothing_else(self):
+    params = shapes_of(tiny(feed_forward=False))["params"]
+    self.assertEqual(params["blocks_1"].keys(), {"attention_norm", "attention"})
+    whole = shapes_of(tiny())["params"]["blocks_1"]
+    self.assertEqual(
+      whole.keys() - params["blocks_1"].keys(), {"feed_forward_norm", "feed_forward"}
+    )
+
   @parameterized.parameters(
     ("small", 124_439_808),
     ("medium", 354_823_168),
@@ -279,13 +314,17 @@ class ParametersTest(chex.TestCase):
     heads = nn.unbox(boxed)["params"]["blocks_1"]["attention"]["heads"]
     chex.assert_shape(heads["query"]["kernel"], (2, 8, 4))
 
-  @parameterized.parameters(1, 3)
-  def test_initial_values(self, num_layers):
+  @parameterized.parameters((1, True), (3, True), (3, False))
+  def test_initial_values(self, num_layers, feed_forward):
     config = dataclasses.replace(
-      TOY, num_layers=num_layers, positional_encoding="learned"
+      TOY,
+      num_layers=num_layers,
+      positional_encoding="learned",
+      feed_forward=feed_forward,
     )
+    num_residual = (2 if feed_forward else 1) * num_layers
     params = jax.jit(GPT2(config).init)(random_key(0), tokens((1, 2)))
-    residual = 0.02 / math.sqrt(2 * num_layers)
+    residual = 0.02 / math.sqrt(num_residual)
     shrunk = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(params)):
       chex.assert_type(leaf, jnp.float32)
@@ -300,7 +339,7 @@ class ParametersTest(chex.TestCase):
         std = residual if is_residual else 0.02
         self.assertBetween(np.std(leaf), 0.95 * std, 1.05 * std, name)
         self.assertLess(abs(np.mean(leaf)), 0.1 * std, name)
-    self.assertEqual(shrunk, 2 * num_layers)
+    self.assertEqual(shrunk, num_residual)
 
   def test_initial_loss_is_that_of_guessing(self):
     model = GPT2(TOY)
@@ -434,6 +473,11 @@ class GPT2ConfigTest(chex.TestCase):
   def test_indivisible_width_names_the_heads_too(self):
     with self.assertRaisesRegex(InputError, "model.num_heads, which is 2"):
       dataclasses.replace(TINY, embed_dim=9)
+
+  def test_rotary_needs_an_even_head_dim(self):
+    message = "model.embed_dim / model.num_heads is 3: must be even for .*=rotary"
+    with self.assertRaisesRegex(InputError, message):
+      dataclasses.replace(TINY, embed_dim=6, positional_encoding="rotary")
 
   def test_unknown_published_size(self):
     with self.assertRaisesRegex(InputError, "'mediun': did you mean 'medium'"):
