@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from gpt2_flax import hub_folder, pretrained, tokenizers
+from gpt2_flax.datasets import Dataset
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.training.checkpoints import Checkpoints
@@ -74,6 +75,24 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
   if restored is None:
     raise InputError(f"--workdir={workdir} has no checkpoint yet")
   return model, restored[0].params, tokenizer
+
+
+def load_dataset(workdir: pathlib.Path) -> Dataset | None:
+  """What a run was trained on; None where its file is not there as it was.
+
+  Raises:
+    InputError: there is no such run.
+  """
+  if not (workdir / "config.json").exists():
+    raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
+  config = from_dict(hub_folder.read_json(workdir / "config.json"))
+  try:
+    dataset = config.data.make(config.model.context_length)
+  except InputError:
+    return None
+  saved = tokenizers.load(workdir / "tokenizer.json")
+  same = tokenizers.dumps(dataset.tokenizer) == tokenizers.dumps(saved)
+  return dataset if same else None
 
 
 def load_source(name: str) -> tuple[GPT2, Any, Tokenizer]:
