@@ -45,7 +45,9 @@ def main() -> int:
   try:
     write_atomically(output, page)
   except OSError as error:
-    raise InputError(f"--output={output} cannot be written: {error.strerror}") from error
+    raise InputError(
+      f"--output={output} cannot be written: {error.strerror}"
+    ) from error
   for note in data["notes"]:
     print(note)
   print(f"wrote {output}, {len(page.encode()) / 1e6:.1f} MB")

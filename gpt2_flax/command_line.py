@@ -44,11 +44,11 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     sys.argv[1:] = _config_first(sys.argv[1:], default_config)
   logging.set_verbosity(logging.WARNING)
-  _keep_compiled_programs()
-  app.run(lambda _: _guarded(main), argv=sys.argv, flags_parser=_parse_flags)
+  keep_compiled_programs()
+  app.run(lambda _: guarded(main), argv=sys.argv, flags_parser=_parse_flags)
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
   """Compiled programs go to the user's cache, so that a second run starts at once.
 
   JAX's own environment variables win: JAX_COMPILATION_CACHE_DIR for another place,
@@ -105,7 +105,8 @@ def load_model() -> tuple[Any, Any, Any]:
   return model, params, pretrained.load_tokenizer(pretrained_name)
 
 
-def _guarded(main: Callable[[], int]) -> int:
+def guarded(main: Callable[[], int]) -> int:
+  """What main returns; an error that has one line to say ends the process with it."""
   try:
     return main()
   except InputError as error:

@@ -168,7 +168,9 @@ class BPETokenizer(Tokenizer):
 
   def encode(self, text: str) -> list[int]:
     try:
-      return self._tokenizer.encode(text, add_special_tokens=False).ids
+      # of a batch, since only that leaves out where in the text each token stands
+      [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+      return fast.ids
     except Exception as error:  # a word or character that it does not know
       raise InputError(f"text that has no tokens: {error}") from error
 

@@ -8,6 +8,15 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import Tokenizer
 
 SPLITS = ("train", "validation")
+Batch = dict[str, np.ndarray]
+
+
+def as_batch(windows: np.ndarray) -> Batch:
+  """Windows [B, T + 1] -> inputs and targets, int32 [B, T] each.
+
+  Targets of -1 do not count; -1 among the inputs becomes 0, any token would do.
+  """
+  return {"inputs": np.maximum(windows[:, :-1], 0), "targets": windows[:, 1:]}
 
 
 class Dataset(abc.ABC):
@@ -28,6 +37,14 @@ class Dataset(abc.ABC):
   @abc.abstractmethod
   def window(self, split: str, index: int) -> np.ndarray:
     """int32 [T + 1], the same whenever it is asked for; -1 after the data's end."""
+
+  def batch(self, windows: np.ndarray) -> Batch:
+    """What the model reads and what it is to say: "inputs" and "targets".
+
+    The next token, unless a dataset has something else to ask; its windows may then
+    have another length.
+    """
+    return as_batch(windows)
 
   def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray | None:
     """The exact distribution that the process draws each next token from.
@@ -89,11 +106,12 @@ def floor(dataset: Dataset, windows: np.ndarray) -> float | None:
   Args:
     windows: int [N, T + 1].
   """
+  batch = dataset.batch(windows)
   total = 0.0
-  for tokens in windows:
-    probabilities = dataset.next_token_probabilities(tokens[:-1])
+  for inputs, targets in zip(batch["inputs"], batch["targets"], strict=True):
+    probabilities = dataset.next_token_probabilities(inputs)
     if probabilities is None:
       return None
-    of_targets = probabilities[np.arange(len(tokens) - 1), tokens[1:]]
-    total -= float(np.log(of_targets).sum())
-  return total / windows[:, 1:].size
+    (counted,) = np.nonzero(targets >= 0)
+    total -= float(np.log(probabilities[counted, targets[counted]]).sum())
+  return total / np.count_nonzero(batch["targets"] >= 0)

@@ -5,17 +5,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from gpt2_flax.datasets.dataset import Dataset
-
-Batch = dict[str, np.ndarray]
-
-
-def as_batch(windows: np.ndarray) -> Batch:
-  """Windows [B, T + 1] -> inputs and targets, int32 [B, T] each.
-
-  Targets of -1 do not count; -1 among the inputs becomes 0, any token would do.
-  """
-  return {"inputs": np.maximum(windows[:, :-1], 0), "targets": windows[:, 1:]}
+from gpt2_flax.datasets.dataset import Batch, Dataset
 
 
 class _TrainWindows:
@@ -37,7 +27,7 @@ def train_dataset(dataset: Dataset, batch_size: int, seed: int) -> grain.MapData
   Each epoch is a new shuffle of all windows, without replacement.
   """
   windows = grain.MapDataset.source(_TrainWindows(dataset)).seed(seed).shuffle()
-  return windows.repeat().batch(batch_size, drop_remainder=True).map(as_batch)
+  return windows.repeat().batch(batch_size, drop_remainder=True).map(dataset.batch)
 
 
 def train_batches(
@@ -58,9 +48,12 @@ def validation_windows(dataset: Dataset, num_windows: int) -> np.ndarray:
   return np.stack([dataset.window("validation", i) for i in range(num_windows)])
 
 
-def validation_batches(windows: np.ndarray, batch_size: int) -> Iterator[Batch]:
+def validation_batches(
+  dataset: Dataset, windows: np.ndarray, batch_size: int
+) -> Iterator[Batch]:
   """All windows in order; the last batch is filled up with rows that do not count."""
   for start in range(0, len(windows), batch_size):
     rows = windows[start : start + batch_size]
     missing = batch_size - len(rows)
-    yield as_batch(np.pad(rows, [(0, missing), (0, 0)], constant_values=-1))
+    rows = np.pad(rows, [(0, missing), (0, 0)], constant_values=-1)
+    yield dataset.batch(rows)

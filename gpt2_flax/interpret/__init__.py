@@ -3,6 +3,10 @@
 sites.py      the steps of the model by name, and their axes: TAPS
 trace.py      all of their values, in one call
 edits.py      ablate, scale, patch, replace, steer; with everything that takes a model
+heads.py      where each head looks, and what the loss costs without it
+logits.py     where the logits come from: layer by layer, and part by part
+page/         all of this on one page, for one text
+control_flow  the picture of the computation, drawn from the computation itself
 """
 
 from gpt2_flax.interpret.edits import (

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gpt2_flax.datasets.pipeline import Batch
+from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.interpret.edits import ablate_heads, edited, scale_heads
 from gpt2_flax.interpret.trace import trace

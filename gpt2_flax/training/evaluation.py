@@ -11,7 +11,8 @@ import tqdm
 
 from gpt2_flax import generation
 from gpt2_flax.datasets import Dataset, floor
-from gpt2_flax.datasets.pipeline import as_batch, validation_batches, validation_windows
+from gpt2_flax.datasets.dataset import as_batch
+from gpt2_flax.datasets.pipeline import validation_batches, validation_windows
 from gpt2_flax.errors import InputError
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.step import make_eval_step
@@ -44,7 +45,8 @@ class Evaluator:
   def losses(self, params: Any) -> dict[str, float]:
     """val/loss in nats a token; val/floor and val/gap where there is an oracle."""
     sums = []
-    for batch in validation_batches(self._windows, self._config.train.batch_size):
+    batch_size = self._config.train.batch_size
+    for batch in validation_batches(self._dataset, self._windows, batch_size):
       batch = jax.device_put(batch, self._sharding)
       sums.append(self._eval_step(params, batch))
     # float64 on the host: the sum over a whole split would lose digits in float32

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from gpt2_flax.datasets.pipeline import Batch
+from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.training.mesh import place
 from gpt2_flax.transformer import GPT2
 

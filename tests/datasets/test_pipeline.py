@@ -102,7 +102,7 @@ class ValidationTest(chex.TestCase):
   @parameterized.parameters((4, 3), (5, 2), (10, 1), (16, 1))
   def test_batches_hold_every_window_and_rows_that_do_not_count(self, size, number):
     windows = pipeline.validation_windows(Counting(), 0)
-    batches = list(pipeline.validation_batches(windows, size))
+    batches = list(pipeline.validation_batches(Counting(), windows, size))
     self.assertLen(batches, number)
     inputs, targets = (
       np.concatenate([batch[name] for batch in batches]) for name in batches[0]

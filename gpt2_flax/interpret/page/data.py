@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax.datasets import Dataset
-from gpt2_flax.datasets.pipeline import as_batch, Batch, validation_windows
+from gpt2_flax.datasets.dataset import as_batch, Batch
+from gpt2_flax.datasets.pipeline import validation_windows
 from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.interpret import heads
 from gpt2_flax.interpret.logits import logit_lens
@@ -114,7 +115,9 @@ def _caps(config: Any, num_tokens: int) -> tuple[int, int, list[str]]:
     layers -= 1
   notes = []
   if tokens < num_tokens:
-    notes.append(f"The text has {num_tokens} tokens; the page shows the first {tokens}.")
+    notes.append(
+      f"The text has {num_tokens} tokens; the page shows the first {tokens}."
+    )
   if layers < config.num_layers:
     notes.append(
       f"The model has {config.num_layers} layers; the page opens the first {layers}."
@@ -242,7 +245,9 @@ def _head_scores(
   if dataset is not None:
     num_windows = max(1, MAX_SCORED_TOKENS // dataset.context_length)
     windows = validation_windows(dataset, num_windows)
-    measured_on = f"{len(windows)} validation windows of {dataset.context_length} tokens"
+    measured_on = (
+      f"{len(windows)} validation windows of {dataset.context_length} tokens"
+    )
   else:
     windows, measured_on = tokens[None], f"this text's {len(tokens)} tokens"
   batch = as_batch(windows)

@@ -12,7 +12,14 @@ from gpt2_flax.interpret.control_flow import control_flow_svg
 from gpt2_flax.transformer import GPT2Config
 
 _FOLDER = pathlib.Path(__file__).parent
-_SCRIPTS = ("arrays.js", "drawing.js", "view.js", "attention.js", "stream.js", "main.js")
+_SCRIPTS = (
+  "arrays.js",
+  "drawing.js",
+  "view.js",
+  "attention.js",
+  "stream.js",
+  "main.js",
+)
 # Characters that could end a script, or that JavaScript and HTML read differently.
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 

@@ -1,0 +1,77 @@
+"""Random symbols, each with a label: what a head finds when it looks back.
+
+The symbols are uniform and independent, so there is nothing to know about them; the
+model reads them and predicts the labels, which depend on symbols before. It never
+reads a label.
+"""
+
+import abc
+import dataclasses
+
+import numpy as np
+
+from gpt2_flax.datasets import ToyLanguage
+from gpt2_flax.datasets.dataset import Batch
+from gpt2_flax.tokenizers import WordTokenizer
+
+
+class Labels(ToyLanguage):
+  """Each of T tokens, the start token first, comes with the label it asks for.
+
+  A window is token, label, token, label, ...: int32 [2 T]. A label of -1 does not
+  count. `next_token_probabilities` gives the labels': row i is P(label i | tokens
+  0 .. i), all zeros where the label is -1.
+  """
+
+  def __init__(self, num_symbols: int, context_length: int, seed: int = 0):
+    self.num_symbols, self.context_length, self.seed = num_symbols, context_length, seed
+    self.tokenizer = WordTokenizer([f"w{i}" for i in range(num_symbols)])
+
+  def sample(self, rng: np.random.Generator, length: int) -> np.ndarray:
+    symbols = rng.integers(1, self.num_symbols + 1, size=length - 2)
+    tokens = np.append(self.tokenizer.start_id, symbols)
+    return np.stack([tokens, self.labels(rng, tokens)], axis=-1, dtype=np.int32).ravel()
+
+  def batch(self, windows: np.ndarray) -> Batch:
+    return {
+      "inputs": np.maximum(windows[:, 0::2], 0),
+      "targets": windows[:, 1::2],
+    }
+
+  @abc.abstractmethod
+  def labels(self, rng: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
+    """int [T]: the label of each token, or -1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyConfig:
+  """The symbol before: label t is token t - 1; see `Labels`."""
+
+  num_symbols: int = 16
+  seed: int = 0
+
+  def make(self, context_length: int) -> "Copy":
+    return Copy(self.num_symbols, context_length, self.seed)
+
+
+class Copy(Labels):
+  """The label is the symbol before; the first symbol, which has none, has no label."""
+
+  def labels(self, rng: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
+    del rng
+    return np.append([-1, -1], tokens[1:-1])
+
+  def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray:
+    rows = np.zeros((len(tokens), self.tokenizer.vocab_size))
+    rows[np.arange(2, len(tokens)), tokens[1:-1]] = 1.0
+    return rows
+
+  def probabilities_without_order(self, tokens: np.ndarray) -> np.ndarray:
+    """The same for someone who sees the token itself and a bag of those before.
+
+    Any of the symbols in the bag may have been the last one: each has its share.
+    """
+    rows = np.zeros((len(tokens), self.tokenizer.vocab_size))
+    for i in range(2, len(tokens)):
+      np.add.at(rows[i], tokens[1:i], 1 / (i - 1))
+    return rows
