@@ -30,6 +30,8 @@ def main() -> int:
 
   workdir = flags.FLAGS.workdir
   output = pathlib.Path(_OUTPUT.value or pathlib.Path(workdir or ".") / "explain.html")
+  if _OUTPUT.value and not output.parent.is_dir():
+    raise InputError(f"--output={output}: there is no folder {output.parent}")
   model, params, tokenizer = command_line.load_model()
   dataset = load_dataset(pathlib.Path(workdir)) if workdir else None
   if _PROMPT.value is not None:

@@ -45,7 +45,7 @@ WORDS = {
   "unembed": ("· token embeddings", "logits: how well each fits"),
 }
 # One size an axis, no two the same, so that an axis is known by its size.
-_SIZES = {"B": 2, "H": 3, "K": 5, "T": 11, "D": 15, "F": 17, "V": 19}
+_SIZES = {"B": 2, "H": 3, "K": 6, "T": 11, "D": 18, "F": 17, "V": 19}
 _LETTERS = {size: letter for letter, size in _SIZES.items()} | {1: "1"}
 
 

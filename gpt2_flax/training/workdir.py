@@ -78,13 +78,7 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
 
 
 def load_dataset(workdir: pathlib.Path) -> Dataset | None:
-  """What a run was trained on; None where its file is not there as it was.
-
-  Raises:
-    InputError: there is no such run.
-  """
-  if not (workdir / "config.json").exists():
-    raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
+  """What a run was trained on; None where its file is not there as it was."""
   config = from_dict(hub_folder.read_json(workdir / "config.json"))
   try:
     dataset = config.data.make(config.model.context_length)

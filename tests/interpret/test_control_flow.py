@@ -93,8 +93,8 @@ class ControlFlowTest(chex.TestCase):
   def test_blocks_that_differ_are_not_folded(self):
     steps = flow(scale_attention_by_layer=True, num_layers=2)
     scales = [(modules[0], label) for modules, label, *_ in steps if "÷" in label]
-    # the second layer divides by 2 √5 at the traced head_dim of 5
-    self.assertEqual(scales, [("blocks_0", "÷ √K"), ("blocks_1", "÷ 4.47214")])
+    # the second layer divides by 2 √6 at the traced head_dim of 6
+    self.assertEqual(scales, [("blocks_0", "÷ √K"), ("blocks_1", "÷ 4.89898")])
 
   def test_other_models_have_other_steps(self):
     learned = flow(positional_encoding="learned", num_layers=1)

@@ -10,6 +10,7 @@ function startOverview() {
     ? `· Scores and costs are means over ${heads.measured_on}.`
     : "· There is nothing to measure scores on.";
   const most = heads ? Math.max(1e-9, ...heads.ablation.flat()) : 1;
+  holder.classList.toggle("dense", sizes.H > 6);
   const cards = [];
   const maps = [];
   for (let layer = 0; layer < data.num_layers; layer++) {
@@ -141,6 +142,12 @@ function showRow() {
       make("td", { class: "weight" }, bar(0), make("span", {}, number(0)))));
   }
   document.querySelector("#row tbody").replaceChildren(...rows);
+  const topScore = Math.max(...scores.slice(0, t + 1));
+  const shares = Array.from(scores.slice(0, t + 1), (score) => Math.exp(score - topScore));
+  const total = sum(shares);
+  // as with ALiBi, which adds to the scores on their way to the softmax
+  document.getElementById("row-note").hidden =
+    shares.every((share, s) => Math.abs(share / total - weights[s]) < 1e-3);
   const holder = document.querySelector("#row").parentElement;
   holder.scrollTop = rows[key].offsetTop - holder.clientHeight / 2;
 }

@@ -45,21 +45,18 @@ def page_data(
   """Everything on the page, as JSON values.
 
   Args:
-    tokens: the text, at most context_length ids.
+    tokens: the text, at least one id; the page shows the first of them.
     title: what the reader knows the model by.
     dataset: that the model was trained on, for its oracle, and for head scores on its
       validation windows; without it they are measured on the text itself.
 
   Raises:
-    InputError: there are no tokens, or more than the model takes.
+    InputError: there are no tokens.
     RunError: the model's output is not finite.
   """
   config = model.config
-  if not 1 <= len(tokens) <= config.context_length:
-    raise InputError(
-      f"the prompt has {len(tokens)} tokens: must be 1 to {config.context_length},"
-      " the model's context_length"
-    )
+  if not len(tokens):
+    raise InputError("the prompt is empty: must have at least one token")
   num_tokens, num_layers, notes = _caps(config, len(tokens))
   shown = np.array(tokens[:num_tokens], np.int32)
   logits, run = jax.jit(lambda params, tokens: trace(model, params, tokens))(
@@ -71,9 +68,9 @@ def page_data(
     raise RunError("the model's logits are not finite: there is nothing to explain")
   next_tokens = _next_tokens(logits_TV)
   oracle_TV = _oracle(dataset, shown)
-  named = set(range(config.vocab_size)) if config.vocab_size <= 1000 else set()
-  named.update(map(int, shown), np.ravel(lens["ids"]).tolist())
-  named.update(np.ravel(next_tokens["ids"]).tolist())
+  following = list(map(int, tokens[num_tokens : num_tokens + 1]))
+  named = {*shown.tolist(), *following}
+  named.update(np.ravel(lens["ids"]).tolist(), np.ravel(next_tokens["ids"]).tolist())
   return {
     "title": title,
     "model": {
@@ -84,7 +81,7 @@ def page_data(
     },
     "notes": notes,
     "tokens": shown.tolist(),
-    "following": list(map(int, tokens[num_tokens : num_tokens + 1])),
+    "following": following,
     "names": {i: _name(tokenizer, i) for i in sorted(named)},
     "num_layers": num_layers,
     "divisors": [_divisor(config, layer) for layer in range(num_layers)],
@@ -108,7 +105,8 @@ def _caps(config: Any, num_tokens: int) -> tuple[int, int, list[str]]:
     in_a_layer = config.num_heads * in_a_head + 5 * dim + mlp_dim
     return tokens * (layers * in_a_layer + 3 * dim)
 
-  tokens, layers = min(num_tokens, MAX_TOKENS), config.num_layers
+  tokens = min(num_tokens, config.context_length, MAX_TOKENS)
+  layers = config.num_layers
   while tokens > MIN_TOKENS and values(tokens, layers) > MAX_VALUES:
     tokens -= 1
   while layers > 1 and values(tokens, layers) > MAX_VALUES:
@@ -195,7 +193,8 @@ def _norms(run: Trace) -> dict[str, Any]:
 
 def _lens(model: Any, params: Any, run: Trace, tokens: Sequence[int]) -> dict[str, Any]:
   """The logit lens: the likeliest tokens [L + 1][T][5], and the one that came."""
-  logits = np.asarray(jax.jit(lambda run: logit_lens(model, params, run))(run)[:, 0])
+  read = jax.jit(lambda params, run: logit_lens(model, params, run))
+  logits = np.asarray(read(params, run)[:, 0])
   probabilities = _softmax(logits.astype(np.float64))
   length = logits.shape[1]
   k = min(NUM_LENS_TOKENS, logits.shape[-1])

@@ -1,0 +1,364 @@
+"""The page as its reader has it: in a real browser, from a file."""
+
+import pathlib
+import tempfile
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from playwright import sync_api
+
+from gpt2_flax import interpret
+from gpt2_flax.datasets import CONFIGS
+from gpt2_flax.interpret.page import page_data, render_page
+from tests.interpret.browser import launch
+from tests.interpret.test_page import make
+
+EVIL = (
+  "</script><script>document.title='taken'</script>",
+  "<img/src=x/onerror=document.title='taken'>",
+  "<b>bold</b>",
+  "&lt;i&gt;",
+)
+
+
+def numbers(texts: list[str]) -> list[float]:
+  return [float(text.replace("\u2212", "-")) for text in texts]
+
+
+class PageInBrowserTest(chex.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    playwright = cls.enterClassContext(sync_api.sync_playwright())
+    cls.browser = cls.enterClassContext(launch(playwright))
+    cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    language = CONFIGS["grammar"]().make(context_length=12)
+    cls.tokenizer = language.tokenizer
+    cls.tokens = language.window("validation", 0)[:12].tolist()
+    cls.words = [cls.tokenizer.token(token) for token in cls.tokens]
+    model, params = make(cls.tokenizer.vocab_size)
+    cls.config = model.config
+    cls.data = page_data(
+      model, params, cls.tokenizer, cls.tokens, title="tiny", dataset=language
+    )
+    cls.file = cls.folder / "page.html"
+    cls.file.write_text(render_page(cls.data, model.config), "utf-8")
+    logits, cls.run_ = interpret.trace(model, params, jnp.array([cls.tokens]))
+    cls.logits = np.asarray(logits[0], np.float64)
+    cls.oracle = language.next_token_probabilities(np.array(cls.tokens))
+
+  def setUp(self):
+    super().setUp()
+    self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
+    self.addCleanup(self.page.close)
+    self.page.set_default_timeout(5000)
+    self.trouble, self.requests, self.answers = [], [], []
+    self.page.on("console", lambda message: self.trouble.append(message.text))
+    self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+    self.page.on("request", lambda request: self.requests.append(request.url))
+    self.page.on("requestfinished", lambda request: self.answers.append(request.url))
+
+  def open(self, link: str = "", file: pathlib.Path | None = None):
+    self.page.goto((file or self.file).as_uri() + link)
+    return self.page
+
+  def texts(self, selector: str) -> list[str]:
+    return self.page.locator(selector).all_text_contents()
+
+  def view(self) -> dict[str, str]:
+    """What the link says, after checking that all controls say the same."""
+    words = dict(w.split("=") for w in self.page.url.partition("#")[2].split("&"))
+    for picker, name in (("tokens", "token"), ("layers", "layer"), ("heads", "head")):
+      checked = self.page.locator(f"#{picker} [aria-checked=true]")
+      place = checked.evaluate("e => [...e.parentElement.children].indexOf(e)")
+      self.assertEqual(str(place), words[name])
+    self.assertEqual(
+      self.page.locator("[aria-pressed=true].head-card").get_attribute("data-head"),
+      words["head"],
+    )
+    selected = self.page.locator(".token.selected[data-token]")
+    places = set(selected.evaluate_all("all => all.map(e => e.dataset.token)"))
+    self.assertEqual(places, {words["token"]})
+    return words
+
+  def test_loads_without_trouble_and_asks_nobody(self):
+    page = self.open()
+    self.assertEqual(page.title(), "Inside tiny")
+    self.assertEqual(page.locator(".head-card").count(), 4)
+    page.emulate_media(color_scheme="dark")
+    page.locator("details.map summary").click()
+    self.assertTrue(page.locator("svg.flow").is_visible())
+    self.assertEqual(self.trouble, [])
+    self.assertEqual(self.requests, [self.file.as_uri()])
+
+  def test_policy_holds(self):
+    page = self.open()
+    page.evaluate("""() => {
+      const image = document.createElement("img");
+      image.src = "https://example.invalid/x.png";
+      const script = document.createElement("script");
+      script.textContent = "document.title = 'taken'";
+      document.body.append(image, script);
+    }""")
+    page.wait_for_timeout(50)
+    self.assertEqual(page.title(), "Inside tiny")
+    self.assertEqual(self.answers, [self.file.as_uri()])
+    self.assertLen(self.trouble, 2)  # the browser says that it refused both
+    for refused in self.trouble:
+      self.assertIn("Content Security Policy", refused)
+
+  def test_opens_with_the_head_that_matters_most_and_the_last_token(self):
+    self.open()
+    costs = np.array(self.data["heads"]["ablation"])
+    layer, head = np.unravel_index(costs.argmax(), costs.shape)
+    expected = {"layer": str(layer), "head": str(head), "token": "11"}
+    self.assertEqual(self.view(), expected)
+
+  def test_link_brings_back_the_view(self):
+    link = "layer=1&head=0&token=7&key=2&temperature=0.5"
+    page = self.open(f"#{link}")
+    self.assertEqual(page.url.partition("#")[2], link)
+    self.view()
+    self.assertEqual(page.locator("#key-choice").input_value(), "2")
+    self.assertEqual(page.locator("#temperature-value").inner_text(), "0.5")
+    page.evaluate("location.hash = 'layer=0&head=1&token=3'")
+    page.wait_for_function(
+      "document.getElementById('summary').textContent.startsWith('token 3 ')"
+    )
+    self.assertEqual(self.view(), {"layer": "0", "head": "1", "token": "3"})
+
+  def test_link_that_makes_no_sense_is_left_aside(self):
+    self.open("#layer=9&head=-1&token=x&key=1.5&temperature=7&constructor=1")
+    self.assertEqual(self.view()["token"], "11")
+    self.assertEqual(self.trouble, [])
+
+  def test_a_token_is_selected_wherever_it_is_clicked(self):
+    page = self.open("#layer=0&head=0&token=11")
+    for place, selector in (
+      (3, "#tokens button:nth-child(4)"),
+      (5, "#ids [data-token='5']"),
+      (2, "#attended [data-token='2']"),
+      (1, "#row [data-token='1']"),
+      (8, "#lens thead [data-token='8']"),
+      (4, "#lens tbody tr:first-child [data-token='4']"),
+    ):
+      page.locator(selector).click()
+      self.assertEqual(self.view()["token"], str(place), selector)
+      said = page.locator("#step-mix .chosen").first.inner_text()
+      self.assertEqual(said, f"“{self.words[place]}”")
+
+  def test_heads_open_from_the_overview_and_from_the_concatenation(self):
+    page = self.open("#layer=0&head=0&token=6")
+    page.locator("[data-layer='1'][data-head='1']").click()
+    self.assertEqual(self.view(), {"layer": "1", "head": "1", "token": "6"})
+    page.locator("#concatenated button").first.click()
+    self.assertEqual(self.view()["head"], "0")
+    page.locator("#layers button").first.click()
+    self.assertEqual(self.view()["layer"], "0")
+
+  def test_maps_are_clicked_cell_by_cell(self):
+    page = self.open("#layer=0&head=0&token=11")
+    weights = page.locator("[data-matrix=weights]")
+    box = weights.bounding_box()
+    cell = box["width"] / 12
+    weights.click(position={"x": 2.5 * cell, "y": 9.5 * cell})
+    view = self.view()
+    self.assertEqual((view["token"], view["key"]), ("9", "2"))
+    self.assertIn(f"“{self.words[2]}” (2)", page.locator("#cell").inner_text())
+    weights.click(position={"x": 9.5 * cell, "y": 2.5 * cell})  # what it cannot see
+    self.assertNotIn("key", self.view())
+
+  def test_keyboard(self):
+    page = self.open("#layer=0&head=0&token=4")
+    page.keyboard.press("Tab")
+    self.assertEqual(page.evaluate("document.activeElement.className"), "skip")
+    page.keyboard.press("Tab")
+    for key, place in (
+      ("ArrowRight", "5"),
+      ("Home", "0"),
+      ("ArrowLeft", "0"),
+      ("End", "11"),
+    ):
+      page.keyboard.press(key)
+      self.assertEqual(self.view()["token"], place)
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    self.assertEqual(self.view()["layer"], "1")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    self.assertEqual(self.view()["head"], "1")
+    page.locator("[data-matrix=scores]").focus()
+    page.keyboard.press("ArrowUp")
+    self.assertEqual(self.view()["token"], "10")
+    page.locator("#temperature").focus()
+    page.keyboard.press("ArrowRight")
+    self.assertEqual(self.view()["temperature"], "1.1")
+    page.locator(".head-card").nth(0).focus()
+    page.keyboard.press("Enter")
+    self.assertEqual(self.view()["head"], "0")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    self.assertEqual(page.evaluate("document.activeElement.id"), "tour")
+    self.assertEqual(self.view()["head"], "0")
+
+  def test_row_of_scores_and_weights_is_the_traces(self):
+    for layer, head, token in ((0, 1, 11), (1, 0, 5), (1, 1, 0)):
+      self.open(f"#layer={layer}&head={head}&token={token}")
+      scores = np.asarray(self.run_.scores)[layer, head, 0, token, : token + 1]
+      weights = np.asarray(self.run_.weights)[layer, head, 0, token, : token + 1]
+      rows = "#row tbody tr:not(.masked-row)"
+      for column, expected in ((2, 2 * scores), (3, scores), (4, scores), (5, weights)):
+        shown = numbers(self.texts(f"{rows} :nth-child({column}):is(td)"))
+        np.testing.assert_allclose(shown, expected, atol=6e-4)
+      later = self.texts("#row .masked-row :is(th, td)")
+      self.assertEqual(bool(later), token < 11)
+      if later:
+        self.assertIn(f"{11 - token} later token", later[0])
+        self.assertEqual(later[3], "\u2212∞")
+      self.assertTrue(self.page.locator("#row-note").is_hidden())
+
+  def test_one_score_adds_up(self):
+    page = self.open("#layer=1&head=1&token=9&key=4")
+    query = np.asarray(self.run_.query)[1, 1, 0, 9]
+    key = np.asarray(self.run_.key)[1, 1, 0, 4]
+    said = page.locator("#product .readout").inner_text()
+    self.assertIn(f"add up to {query @ key:.3f}".replace("-", "\u2212"), said)
+    self.assertIn("÷ 2 it is", said)
+    for button in page.locator("#product .some").all():
+      button.click()
+    shown = [
+      numbers(row.locator("span").all_text_contents())
+      for row in page.locator("#product .all").all()
+    ]
+    np.testing.assert_allclose(shown, [query, key, query * key], atol=6e-4)
+    page.locator("#key-choice").select_option("1")
+    self.assertEqual(self.view()["key"], "1")
+
+  def test_vectors_are_the_traces(self):
+    page = self.open("#layer=1&head=0&token=6")
+    shown = {}
+    for vector in page.locator("[data-vector]").all():
+      vector.locator(".some").click()
+      values = numbers(vector.locator(".all span").all_text_contents())
+      name = vector.get_attribute("data-vector")
+      shown[name, vector.get_attribute("data-layer")] = values
+    for (name, layer), values in shown.items():
+      axes, value = interpret.TAPS[name], np.asarray(getattr(self.run_, name))
+      index = {"L": int(layer or 1), "H": 0, "B": 0, "T": 6}
+      expected = value[tuple(index[axis] for axis in axes[:-1])]
+      np.testing.assert_allclose(values, expected, atol=6e-4, err_msg=name)
+    self.assertEqual(
+      {name for name, _ in shown}, set(interpret.TAPS) - {"scores", "weights"}
+    )
+
+  def test_weighted_values_are_the_heads_output(self):
+    page = self.open("#layer=0&head=1&token=5")  # six tokens: all are shown
+    for button in page.locator("#mix .some").all():
+      button.click()
+    rows = [
+      numbers(row.locator("span").all_text_contents())
+      for row in page.locator("#mix .all").all()
+    ]
+    self.assertLen(rows, 6)
+    output = np.asarray(self.run_.head_output)[0, 1, 0, 5]
+    np.testing.assert_allclose(np.sum(rows, 0), output, atol=4e-3)
+
+  def test_overview_has_scores_and_costs(self):
+    self.open()
+    cards = self.page.locator(".head-card").all()
+    heads = self.data["heads"]
+    for i, card in enumerate(cards):
+      layer, head = divmod(i, 2)
+      cost, *scores = numbers(card.locator("b").all_text_contents())
+      self.assertAlmostEqual(cost, heads["ablation"][layer][head], delta=6e-4)
+      names = ("previous", "first", "induction", "entropy")
+      expected = [heads[name][layer][head] for name in names]
+      np.testing.assert_allclose(scores, expected, atol=6e-3)
+
+  def test_maps_have_the_colours_of_their_numbers(self):
+    self.open("#layer=1&head=0&token=3")
+    pixels = self.page.locator("[data-layer='1'][data-head='0'] canvas").evaluate(
+      "c => [c.width, c.height, ...c.getContext('2d').getImageData(0, 0, 12, 12).data]"
+    )
+    self.assertEqual(pixels[:2], [12, 12])
+    blue_TS = np.array(pixels[2:]).reshape(12, 12, 4)[..., 0]  # less red: more weight
+    weights = np.asarray(self.run_.weights)[1, 0, 0]
+    order = np.argsort(weights.ravel(), kind="stable")
+    self.assertTrue((np.diff(blue_TS.ravel()[order]) <= 0).all())
+
+  def test_next_tokens_at_any_temperature_beside_the_oracle(self):
+    for token, temperature in ((11, 1.0), (4, 0.5), (7, 2.5)):
+      page = self.open(f"#layer=0&head=0&token={token}")
+      place = self.data["temperatures"].index(temperature)
+      page.locator("#temperature").fill(str(place))
+      scaled = self.logits[token] / temperature
+      expected = np.exp(scaled) / np.exp(scaled).sum()
+      truth = self.oracle[token]
+      rows = page.locator("#next .next-row")
+      ids = [int(i) for i in rows.evaluate_all("all => all.map(e => e.dataset.id)")]
+      self.assertEqual(ids[0], int(expected.argmax()))
+      self.assertTrue(
+        set(np.argsort(-truth)[:5]) & set(np.flatnonzero(truth)) <= set(ids)
+      )
+      for share, values in (
+        (expected, self.texts("#next .p")),
+        (truth, self.texts("#next .q")),
+      ):
+        for i, text in zip(ids, values, strict=True):
+          if text == "<0.01%":
+            self.assertLess(share[i], 1e-4)
+          else:
+            self.assertAlmostEqual(float(text.rstrip("%")) / 100, share[i], delta=6e-4)
+      divergence = sum(
+        p * np.log(p / q) for p, q in zip(truth, expected, strict=True) if p > 0
+      )
+      self.assertIn(f"{divergence:.4f} nats", page.locator("#oracle-note").inner_text())
+
+  def test_lens_says_the_likeliest_token_of_each_layer(self):
+    self.open("#layer=0&head=0&token=4")
+    rows = self.page.locator("#lens tbody tr").all()
+    shown = [row.locator(".cell").all_text_contents() for row in rows][::-1]
+    names = {int(i): name for i, name in self.data["names"].items()}
+    top = np.array(self.data["lens"]["ids"])[..., 0]
+    self.assertEqual(shown, [[names[i] for i in row] for row in top])
+    np.testing.assert_array_equal(top[-1], self.logits.argmax(-1))
+    share = self.texts("#lens-token tbody tr:last-child .weight")[0]
+    scores = self.logits[4]
+    expected = (
+      np.exp(scores - scores.max())[self.tokens[5]]
+      / np.exp(scores - scores.max()).sum()
+    )
+    self.assertAlmostEqual(float(share.strip("<%")) / 100, expected, delta=6e-4)
+
+  def test_token_text_stays_text(self):
+    names = {i: EVIL[i % len(EVIL)] for i in range(self.tokenizer.vocab_size)}
+    data = {**self.data, "names": names, "title": EVIL[1]}
+    file = self.folder / "evil.html"
+    file.write_text(render_page(data, self.config), "utf-8")
+    page = self.open(file=file)
+    self.assertEqual(page.title(), f"Inside {EVIL[1]}")
+    self.assertEqual(page.locator("h1").inner_text(), f"Inside {EVIL[1]}")
+    self.assertEqual(self.texts("#ids .token"), [names[i] for i in self.tokens])
+    self.assertEqual(page.locator("main img, main script").count(), 0)
+    page.locator("#ids .token").nth(2).click()
+    self.assertEqual(self.trouble, [])
+    self.assertEqual(self.requests, [file.as_uri()])
+
+  def test_fits_a_phone_and_follows_the_screens_theme(self):
+    page = self.open()
+    for width in (320, 390, 768):
+      page.set_viewport_size({"width": width, "height": 700})
+      page.locator("body").evaluate("e => e.offsetWidth")
+      self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), width)
+    colours = []
+    for scheme in ("light", "dark"):
+      page.emulate_media(color_scheme=scheme)
+      pixel = "c => [...c.getContext('2d').getImageData(11, 0, 1, 1).data].slice(0, 3)"
+      colours.append(page.locator(".head-card canvas").first.evaluate(pixel))
+      background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+      self.assertEqual(
+        background, {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 30)"}[scheme]
+      )
+    self.assertGreater(sum(colours[0]), 600)
+    self.assertLess(sum(colours[1]), 200)

@@ -1,0 +1,91 @@
+"""`explain.py` as a person runs it, on a small run."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import chex
+
+from gpt2_flax.datasets import CONFIGS
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def call(door: str, *flags: str):
+  return subprocess.run(
+    [sys.executable, str(ROOT / door), *flags],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=120,
+    check=False,
+  )
+
+
+def read_data(path: pathlib.Path) -> dict:
+  page = path.read_text("utf-8")
+  return json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+
+
+class ExplainTest(chex.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.run_ = pathlib.Path(folder) / "run"
+    done = call(
+      "train.py",
+      f"--workdir={cls.run_}",
+      "--config.model.context_length=16",
+      "--config.model.num_layers=1",
+      "--config.train.num_steps=2",
+      "--config.eval.num_windows=8",
+      "--config.eval.sample_tokens=0",
+    )
+    assert done.returncode == 0, done.stderr
+
+  def test_default_is_a_validation_sequence_in_the_runs_folder(self):
+    made = call("explain.py", f"--workdir={self.run_}")
+    self.assertEqual(made.returncode, 0, made.stderr)
+    path = self.run_ / "explain.html"
+    size = path.stat().st_size
+    self.assertEqual(made.stdout, f"wrote {path}, {size / 1e6:.1f} MB\n")
+    self.assertLess(size, 5e6)
+    data = read_data(path)
+    expected = CONFIGS["grammar"]().make(16).window("validation", 0)[:16]
+    self.assertEqual(data["tokens"], expected.tolist())
+    self.assertEqual(data["title"], "run")
+    self.assertIsNotNone(data["oracle"])
+
+  def test_prompt_and_output(self):
+    path = self.run_.parent / "here.html"
+    made = call(
+      "explain.py",
+      f"--workdir={self.run_}",
+      f"--prompt=the cats that the dog sees {'. they sleep ' * 9}",
+      f"--output={path}",
+    )
+    self.assertEqual(made.returncode, 0, made.stderr)
+    data = read_data(path)
+    names = [data["names"][str(i)] for i in data["tokens"]]
+    self.assertEqual(names[:7], ["<s>", "the", "cats", "that", "the", "dog", "sees"])
+    self.assertLen(names, 16)
+    note = "The text has 34 tokens; the page shows the first 16."
+    self.assertEqual(data["notes"], [note])
+    self.assertStartsWith(made.stdout, note)
+
+  def test_bad_input_gives_one_line_and_writes_nothing(self):
+    before = sorted(self.run_.parent.rglob("*.html"))
+    for flags, message in (
+      (["--prompt=unicorn"], "unknown word 'unicorn'"),
+      (["--output=/no/such/x.html"], "--output=/no/such/x.html: there is no folder"),
+    ):
+      bad = call("explain.py", f"--workdir={self.run_}", *flags)
+      self.assertEqual(bad.returncode, 2, bad.stderr)
+      self.assertEqual(bad.stderr.count("\n"), 1, bad.stderr)
+      self.assertIn(message, bad.stderr)
+      self.assertEqual(bad.stdout, "")
+    self.assertEqual(sorted(self.run_.parent.rglob("*.html")), before)
