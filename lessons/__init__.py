@@ -12,4 +12,4 @@ A lesson is a module with
               verdict in a few seconds
 """
 
-LESSONS = ()  # in the order of reading
+LESSONS = ("order",)  # in the order of reading

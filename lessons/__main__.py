@@ -1,72 +1,74 @@
-"""Lists the lessons, runs one, or runs all and writes lessons/README.md."""
+"""python -m lessons [NAME | all]: lists the lessons, runs one, or runs all."""
 
 import importlib
 import sys
 from types import ModuleType
 
-from gpt2_flax import command_line
-from gpt2_flax.errors import unknown_name
+from gpt2_flax.command_line import guarded, keep_compiled_programs
+from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.training.metrics import write_atomically
 from lessons import LESSONS
-from lessons.report import FOLDER, markdown_table, PICTURES, show
+from lessons.report import FOLDER, Report, show
 
-HEAD = """# Claims about attention, each tried out
+HEADER = """\
+# Lessons
 
-One runnable file a claim. `python -m lessons NAME` runs one and ends with a verdict,
-computed from the numbers; `python -m lessons all` runs all and writes this page.
-
+One claim a file, tried out on small models in a minute or so. This page and its
+pictures are what `python -m lessons all` wrote; `python -m lessons NAME` runs one.
 """
 
 
-def _load(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
+  """The module of a lesson."""
   return importlib.import_module(f"lessons.{name}")
 
 
-def _list() -> None:
+def listing() -> str:
+  """Every lesson with its claim and how long it takes."""
+  lines = []
   for name in LESSONS:
-    lesson = _load(name)
-    print(f"{name:12s} {lesson.SECONDS:3d} s  {lesson.CLAIM}")
-  print("\npython -m lessons NAME runs one, python -m lessons all all of them")
+    lesson = load(name)
+    lines.append(f"{name:14}{lesson.SECONDS:4} s  {lesson.CLAIM}")
+  return "\n".join(lines)
 
 
-def _run_all() -> None:
-  rows, details = [], []
-  for name in LESSONS:
-    lesson = _load(name)
-    print(f"\n=== {name}: {lesson.CLAIM}")
-    report, seconds = show(lesson.run, lesson.__file__)
-    rows.append(
-      {
-        "lesson": f"[{name}]({name}.py)",
-        "claim": lesson.CLAIM,
-        "verdict": report.verdict,
-        "seconds": round(seconds),
-      }
-    )
-    tables = [f"{title}\n\n{markdown_table(t)}\n" for title, t in report.tables.items()]
-    findings = "".join(f"- {finding}\n" for finding in report.findings)
-    picture = f"![{lesson.CLAIM}]({PICTURES.name}/{name}.png)\n"
-    parts = [f"## {name}: {lesson.CLAIM}\n", *tables, findings, picture]
-    details.append("\n".join(parts))
-  text = HEAD + markdown_table(rows) + "\n\n" + "\n".join(details)
-  (FOLDER / "README.md").write_text(text, "utf-8")
-  print(f"\nwrote {FOLDER / 'README.md'}")
+def page(outcomes: dict[str, tuple[Report, float]]) -> str:
+  """lessons/README.md: a row for each lesson, then its figures and picture."""
+  table = ["| lesson | claim | verdict | took |", "|---|---|---|---|"]
+  sections = []
+  for name, (report, seconds) in outcomes.items():
+    claim = load(name).CLAIM
+    verdict = f"[{report.verdict}](#{name})"
+    table.append(f"| [{name}]({name}.py) | {claim} | {verdict} | {seconds:.0f} s |")
+    findings = "\n".join(f"- {finding}" for finding in report.findings)
+    picture = f"![{claim}](pictures/{name}.png)"
+    sections.append(f"## {name}\n\n{claim}\n\n{findings}\n\n{picture}\n")
+    for title, rows in report.markdown_tables().items():
+      sections.append(f"{title}:\n\n{rows}\n")
+  return "\n".join([HEADER, *table, "", *sections])
 
 
-def main() -> int:
-  """What the arguments ask for."""
-  match sys.argv[1:]:
+def main(args: list[str]) -> int:
+  """0; an InputError for a lesson that does not exist."""
+  match args:
     case []:
-      _list()
+      print(listing())
     case ["all"]:
-      _run_all()
-    case [name] if name in LESSONS:
-      lesson = _load(name)
-      show(lesson.run, lesson.__file__)
-    case [name, *_]:
-      raise unknown_name("lesson", name, ("all", *LESSONS))
+      outcomes = {}
+      for name in LESSONS:
+        print(f"\n# {name}: {load(name).CLAIM}")
+        outcomes[name] = show(load(name).run, name)
+      write_atomically(FOLDER / "README.md", page(outcomes))
+    case [name]:
+      if name not in LESSONS:
+        raise unknown_name("lesson", name, [*LESSONS, "all"])
+      print(load(name).CLAIM)
+      show(load(name).run, name)
+    case _:
+      raise InputError("give one lesson, all, or nothing for a list")
   return 0
 
 
 if __name__ == "__main__":
-  command_line.keep_compiled_programs()
-  sys.exit(command_line.guarded(main))
+  keep_compiled_programs()
+  sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -6,7 +6,6 @@ reads a label.
 """
 
 import abc
-import dataclasses
 
 import numpy as np
 
@@ -41,37 +40,3 @@ class Labels(ToyLanguage):
   @abc.abstractmethod
   def labels(self, rng: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
     """int [T]: the label of each token, or -1."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CopyConfig:
-  """The symbol before: label t is token t - 1; see `Labels`."""
-
-  num_symbols: int = 16
-  seed: int = 0
-
-  def make(self, context_length: int) -> "Copy":
-    return Copy(self.num_symbols, context_length, self.seed)
-
-
-class Copy(Labels):
-  """The label is the symbol before; the first symbol, which has none, has no label."""
-
-  def labels(self, rng: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
-    del rng
-    return np.append([-1, -1], tokens[1:-1])
-
-  def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray:
-    rows = np.zeros((len(tokens), self.tokenizer.vocab_size))
-    rows[np.arange(2, len(tokens)), tokens[1:-1]] = 1.0
-    return rows
-
-  def probabilities_without_order(self, tokens: np.ndarray) -> np.ndarray:
-    """The same for someone who sees the token itself and a bag of those before.
-
-    Any of the symbols in the bag may have been the last one: each has its share.
-    """
-    rows = np.zeros((len(tokens), self.tokenizer.vocab_size))
-    for i in range(2, len(tokens)):
-      np.add.at(rows[i], tokens[1:i], 1 / (i - 1))
-    return rows

@@ -53,6 +53,10 @@ class Report:
   def verdict(self) -> str:
     return "holds" if self.holds else "does not hold"
 
+  def markdown_tables(self) -> dict[str, str]:
+    """Title -> the table as text."""
+    return {title: _markdown(rows) for title, rows in self.tables.items()}
+
 
 def new_figure(num_panels: int = 1) -> tuple[Figure, list]:
   """A figure with panels side by side, and their axes."""
@@ -63,7 +67,7 @@ def new_figure(num_panels: int = 1) -> tuple[Figure, list]:
   return figure, panels
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[Row]) -> str:
   """Rows as a table that reads well as it is; floats with 4 significant digits."""
   cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -93,8 +97,8 @@ def show(run: Callable[[], Report], file: str) -> tuple[Report, float]:
   began = time.perf_counter()
   report = run()
   seconds = time.perf_counter() - began
-  for title, rows in report.tables.items():
-    print(f"\n{title}\n\n{markdown_table(rows)}")
+  for title, table in report.markdown_tables().items():
+    print(f"\n{title}\n\n{table}")
   print()
   for finding in report.findings:
     print(f"- {finding}")
