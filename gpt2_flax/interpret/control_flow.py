@@ -7,7 +7,6 @@ on each the modules and methods that it came from. The equations of one method b
 one step, arrays the arrows between steps, and modules the boxes around them.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import pathlib
 import re
@@ -27,6 +26,10 @@ WORDS = {
   "tokens": ("tokens", "the text, as numbers"),
   "positions": ("positions", "0, 1, 2, …"),
   "token_embedding": ("token embedding", "a row of a table for each"),
+  "distances": ("+ bias", "less for tokens far away"),
+  "nothing": ("nothing", "{positional_encoding} adds no vectors"),
+  "slopes": ("slopes", "a number for each head"),
+  "rotate": ("rotate", "by its position"),
   "encode": ("position vectors", "{positional_encoding}"),
   "embedding": ("position vectors", "{positional_encoding}"),
   "attention_norm": ("LayerNorm", ""),
@@ -96,6 +99,7 @@ class _Group:
   scope: str
   equations: list[Any] = dataclasses.field(default_factory=list)
   inputs: list["_Group"] = dataclasses.field(default_factory=list)
+  is_mask: bool = False
 
   def needs(self, other: "_Group") -> bool:
     """Whether `other` is this group, or before it on some path."""
@@ -130,7 +134,7 @@ def control_flow(config: GPT2Config) -> list[Step]:
   jaxpr = jax.make_jaxpr(model.apply)(params, tokens).jaxpr
 
   source = {jaxpr.invars[-1]: _Group("tokens")}
-  groups = [*source.values(), *_grouped(jaxpr.eqns, source)]
+  groups = _grouped(jaxpr.eqns, source)
   logits = source[jaxpr.outvars[0]]
   parameters = set(jaxpr.invars[:-1])
   step_of = {
@@ -141,38 +145,65 @@ def control_flow(config: GPT2Config) -> list[Step]:
   return _folded(list(step_of.values()))
 
 
-def _grouped(equations: list, source: dict[Any, _Group]) -> Iterator[_Group]:
-  """Equations in order, each joined to the group of its scope where that can be.
+def _grouped(equations: list, source: dict[Any, _Group]) -> list[_Group]:
+  """The equations in groups: those of one scope that read from each other.
 
-  It cannot where it would close a circle, as between a block's two additions. What
+  But not where that would close a circle, as between a block's two additions. What
   applies a mask is a group of its own; the same mask a second time is not.
 
   Args:
     equations: of the jaxpr.
     source: the group that a variable comes from; filled here.
 
-  Yields:
-    Each group, when its first equation is met.
+  Returns:
+    The groups, each after those it reads from.
   """
-  group_of: dict[str, _Group] = {}
+  groups = list(source.values())
   masked = set()
   for equation in equations:
     scope = str(equation.source_info.name_stack)
     read = [v for v in equation.invars if not isinstance(v, Literal) and v in source]
     masks = [v for v in read if v.aval.dtype == bool and source[v].scope != scope]
     inputs = [source[v] for v in read if v not in masks or scope not in masked]
-    group = group_of.get(scope)
-    applies_mask = bool(masks) and scope not in masked
-    closes_circle = any(g is not group and group and g.needs(group) for g in inputs)
-    if group is None or applies_mask or closes_circle:
-      group = group_of[scope] = _Group(scope)
-      yield group
-    group.equations.append(equation)
-    group.inputs += [g for g in inputs if g is not group and g not in group.inputs]
-    source.update((variable, group) for variable in equation.outvars)
-    if applies_mask:
+    group = _Group(scope, [equation], list(dict.fromkeys(inputs)))
+    if masks and scope not in masked:
       masked.add(scope)
-      del group_of[scope]
+      group.is_mask = True
+    else:
+      for earlier in group.inputs.copy():
+        if earlier.scope == scope and not earlier.is_mask:
+          _join(group, earlier, groups, source)
+    groups.append(group)
+    source.update((variable, group) for variable in equation.outvars)
+
+  ordered: dict[_Group, None] = {}
+
+  def add(group: _Group) -> None:
+    for read in group.inputs:
+      if read not in ordered:
+        add(read)
+    ordered[group] = None
+
+  for group in groups:
+    add(group)
+  return list(ordered)
+
+
+def _join(group: _Group, earlier: _Group, groups: list, source: dict) -> None:
+  """Makes the earlier group a part of the new one, unless there is a way round it."""
+  if any(other is not earlier and other.needs(earlier) for other in group.inputs):
+    return
+  if any(other is not group and other.needs(group) for other in earlier.inputs):
+    return
+  inputs = dict.fromkeys([*group.inputs, *earlier.inputs])
+  group.inputs = [other for other in inputs if other not in (group, earlier)]
+  group.equations[:0] = earlier.equations
+  groups.remove(earlier)
+  for variable in (v for e in earlier.equations for v in e.outvars):
+    source[variable] = group
+  for other in groups:
+    inputs = (group if read is earlier else read for read in other.inputs)
+    other.inputs = list(dict.fromkeys(inputs))
 
 
 def _step(group: _Group, parameters: set, config: GPT2Config) -> Step:
@@ -181,7 +212,7 @@ def _step(group: _Group, parameters: set, config: GPT2Config) -> Step:
   modules = [part for part in scope if "." not in part][1:]  # without the GPT2 itself
   read = {v for e in group.equations for v in e.invars if not isinstance(v, Literal)}
   trained = bool(read & parameters)
-  name = _operation(group) or scope[-1].rpartition(".")[2]
+  name = _operation(group, trained) or scope[-1].rpartition(".")[2]
   if modules and trained and "." not in scope[-1]:
     modules.pop()  # a module of one step is that step
   label, note = WORDS.get(name, (name, ""))
@@ -204,7 +235,7 @@ def _module(name: str, config: GPT2Config) -> Module:
   return Module(name)
 
 
-def _operation(group: _Group) -> str:
+def _operation(group: _Group, trained: bool) -> str:
   """What to call a group that has no name of its own in the code, else ""."""
   if not group.equations:
     return "tokens"
@@ -219,6 +250,12 @@ def _operation(group: _Group) -> str:
     return "+"
   if "iota" in primitives and result.dtype == jnp.int32:
     return "positions"
+  if not group.inputs and "encode" in group.scope and not trained:
+    return "nothing"
+  if not group.inputs and result.shape == (_SIZES["H"],):
+    return "slopes"
+  if last.primitive.name == "add" and "iota" in primitives:
+    return "distances"
   if last.primitive.name in ("mul", "div") and not last.invars[1].aval.shape:
     sign = {"mul": "×", "div": "÷"}[last.primitive.name]
     return f"{sign} {_scalar(group.equations)}"

@@ -140,22 +140,31 @@ class Box:
   def _neighbours(self) -> tuple[dict, dict]:
     """What draws each item: those above, those below, with the offset to stand at.
 
-    Where the residual stream passes, it alone does.
+    The residual stream draws most, then a neighbour, then a lane, and least of all a
+    step that reads nothing, which can stand anywhere; only the strongest count.
     """
     above, below = collections.defaultdict(list), collections.defaultdict(list)
-    for arrow in sorted(self.arrows, key=lambda arrow: not arrow.is_stream):
+    read = {arrow.target for arrow in self.arrows} | set(self.entries.values())
+    for arrow in self.arrows:
       if arrow.source.beside or arrow.source.fixed or arrow.target.fixed:
         continue
       for upper, lower in itertools.pairwise([arrow.source, *arrow.via, arrow.target]):
         offset = upper.port(arrow.step, False) - lower.port(arrow.step, True)
-        if not (upper.is_lane and not lower.is_lane) and not lower.on_stream:
-          above[lower].append((upper, offset))
-        if not (lower.is_lane and not upper.is_lane) and not upper.on_stream:
-          below[upper].append((lower, -offset))
-        if arrow.is_stream:
-          above[lower], below[upper] = [(upper, offset)], [(lower, -offset)]
-          upper.on_stream = lower.on_stream = True
-    return above, below
+        at_ease = arrow.source not in read
+        strength = 3 if arrow.is_stream else 0 if at_ease else 2
+        above[lower].append((strength - upper.is_lane, upper, offset))
+        below[upper].append((strength - lower.is_lane, lower, -offset))
+        upper.on_stream |= arrow.is_stream
+        lower.on_stream |= arrow.is_stream
+
+    def strongest(links: list) -> list:
+      most = max(strength for strength, *_ in links)
+      return [(item, offset) for strength, item, offset in links if strength == most]
+
+    return tuple(
+      collections.defaultdict(list, {i: strongest(ls) for i, ls in side.items()})
+      for side in (above, below)
+    )
 
   def _set_columns(self) -> None:
     above, below = self._neighbours()

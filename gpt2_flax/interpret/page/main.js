@@ -41,6 +41,7 @@ function startText() {
   };
   const holds = {
     scaled: model.positional_encoding === "sinusoidal", mlp: Boolean(arrays.mlp_output),
+    attention_only: !arrays.mlp_output,
   };
   for (const place of document.querySelectorAll("[data-text]")) {
     place.textContent = words[place.dataset.text];
