@@ -100,8 +100,10 @@ function startNext() {
   const slider = document.getElementById("temperature");
   slider.min = 0;
   slider.max = data.temperatures.length - 1;
-  slider.addEventListener("input", () =>
-    select({ temperature: data.temperatures[Number(slider.value)] }));
+  const choose = (intoLink) =>
+    select({ temperature: data.temperatures[Number(slider.value)] }, intoLink);
+  slider.addEventListener("input", () => choose(false));
+  slider.addEventListener("change", () => choose(true));
   onChange(() => {
     slider.value = data.temperatures.indexOf(view.temperature);
     const says = view.temperature.toFixed(1);

@@ -21,7 +21,7 @@ function show() {
 }
 
 // Changes what is selected; what is not allowed is left as it was.
-function select(changes) {
+function select(changes, intoLink = true) {
   for (const [name, value] of Object.entries(changes)) {
     if (name in limits && Number.isInteger(value) && value >= 0 && value < limits[name]) {
       view[name] = value;
@@ -32,8 +32,13 @@ function select(changes) {
     }
   }
   if (view.key !== null && view.key > view.token) view.key = null;
-  history.replaceState(null, "", `#${link()}`);
   show();
+  if (!intoLink) return;
+  try {
+    history.replaceState(null, "", `#${link()}`);
+  } catch {
+    // a browser that allows only so many a minute: the next one will do
+  }
 }
 
 function link() {
