@@ -3,8 +3,8 @@
     python -m lessons order
 
 "Self-attention needs positional encoding, because it has no order" is half true. This
-lesson takes it apart: without the causal mask it is exact, at any depth. With the mask,
-one layer still reads its past as a bag. Two layers do not: in the first, the first token
+lesson takes it apart: without the causal mask it is exact, at any depth. With the
+mask, one layer still reads its past as a bag. Two layers do not: in the first, the first token
 averages over one token, the second over two, and so on, so that what a token holds
 after one layer depends on where it stands. The second layer can read that.
 """
@@ -204,8 +204,8 @@ def run(reduced: bool = False) -> Report:
       told < 0.1 * blind,
     ),
     Finding(
-      f"two layers can without positions: {masked:.3f} nats at worst. So positions help,"
-      " and are not required",
+      f"two layers can without positions: {masked:.3f} nats at worst. So positions"
+      " help, and are not required",
       masked < 0.1 * blind,
     ),
   ]
