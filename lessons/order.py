@@ -4,9 +4,9 @@
 
 "Self-attention needs positional encoding, because it has no order" is half true. This
 lesson takes it apart: without the causal mask it is exact, at any depth. With the
-mask, one layer still reads its past as a bag. Two layers do not: in the first, the first token
-averages over one token, the second over two, and so on, so that what a token holds
-after one layer depends on where it stands. The second layer can read that.
+mask, one layer still reads its past as a bag. Two layers do not: in the first, the
+first token averages over one token, the second over two, and so on, so that what a
+token holds after one layer depends on where it stands. The second layer can read that.
 """
 
 # %%
