@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import chex
+import numpy as np
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -25,7 +26,9 @@ class ReadmeTest(chex.TestCase):
     self.assertEqual(namespace["waves"].shape, (10, 64))
     self.assertEqual(namespace["read"].shape, (2, 10, 64))
     self.assertEqual(namespace["logits"].shape, (1, 3, 50257))
-    self.assertIn("(2, 10, 10)", printed.getvalue())
+    self.assertIn("(1, 2, 1, 3, 3)", printed.getvalue())
+    self.assertFalse(np.allclose(namespace["logits"], namespace["logits_without"]))
+    self.assertEqual([len(row) for row in namespace["written"]], [5])
     self.assertEqual(namespace["oracle"].shape, (49, 70))
 
   def test_every_config_is_in_the_table(self):
