@@ -52,7 +52,7 @@ class PageInBrowserTest(chex.TestCase):
     super().setUp()
     self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
     self.addCleanup(self.page.close)
-    self.page.set_default_timeout(5000)
+    self.page.set_default_timeout(20_000)
     self.trouble, self.requests, self.answers = [], [], []
     self.page.on("console", lambda message: self.trouble.append(message.text))
     self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
@@ -66,9 +66,12 @@ class PageInBrowserTest(chex.TestCase):
   def texts(self, selector: str) -> list[str]:
     return self.page.locator(selector).all_text_contents()
 
+  def link(self) -> str:
+    return self.page.evaluate("location.hash.slice(1)")
+
   def view(self) -> dict[str, str]:
     """What the link says, after checking that all controls say the same."""
-    words = dict(w.split("=") for w in self.page.url.partition("#")[2].split("&"))
+    words = dict(w.split("=") for w in self.link().split("&"))
     for picker, name in (("tokens", "token"), ("layers", "layer"), ("heads", "head")):
       checked = self.page.locator(f"#{picker} [aria-checked=true]")
       place = checked.evaluate("e => [...e.parentElement.children].indexOf(e)")
@@ -118,7 +121,7 @@ class PageInBrowserTest(chex.TestCase):
   def test_link_brings_back_the_view(self):
     link = "layer=1&head=0&token=7&key=2&temperature=0.5"
     page = self.open(f"#{link}")
-    self.assertEqual(page.url.partition("#")[2], link)
+    self.assertEqual(self.link(), link)
     self.view()
     self.assertEqual(page.locator("#key-choice").input_value(), "2")
     self.assertEqual(page.locator("#temperature-value").inner_text(), "0.5")
@@ -152,6 +155,11 @@ class PageInBrowserTest(chex.TestCase):
     page = self.open("#layer=0&head=0&token=6")
     page.locator("[data-layer='1'][data-head='1']").click()
     self.assertEqual(self.view(), {"layer": "1", "head": "1", "token": "6"})
+    page.wait_for_function("""() => {  // scrolled to the head, below the bar
+      const top = document.getElementById("step-query").getBoundingClientRect().top;
+      const bar = document.querySelector(".bar").getBoundingClientRect().bottom;
+      return Math.abs(top - bar) < 2;
+    }""")
     page.locator("#concatenated button").first.click()
     self.assertEqual(self.view()["head"], "0")
     page.locator("#layers button").first.click()
@@ -238,7 +246,7 @@ class PageInBrowserTest(chex.TestCase):
   def test_vectors_are_the_traces(self):
     page = self.open("#layer=1&head=0&token=6")
     shown = {}
-    for vector in page.locator("[data-vector]").all():
+    for vector in page.locator("[data-vector]:not([hidden])").all():
       vector.locator(".some").click()
       values = numbers(vector.locator(".all span").all_text_contents())
       name = vector.get_attribute("data-vector")

@@ -83,4 +83,11 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const part of themeParts) part();
   show();
 });
+// What is scrolled to stands below the bar, however many lines that has.
+const keepBelowBar = () => {
+  const { height } = document.querySelector(".bar").getBoundingClientRect();
+  document.documentElement.style.scrollPaddingTop = `${height}px`;
+};
+window.addEventListener("resize", keepBelowBar);
 readLink();
+keepBelowBar();
