@@ -281,3 +281,52 @@ class TransformationsTest(chex.TestCase):
       logits, model.apply(params, TOKENS, positions=positions, mask=mask)
     )
     self.assertEqual(float(jnp.abs(trace.weights[..., 0]).max()), 0)
+
+
+class OtherModelsTest(chex.TestCase):
+  """Positions inside attention, and blocks without a feed-forward."""
+
+  @parameterized.parameters(
+    dict(positional_encoding="rotary"),
+    dict(positional_encoding="alibi"),
+    dict(feed_forward=False),
+  )
+  def test_traces_as_it_runs(self, **changes):
+    model = make_model(**changes)
+    params = random_params(model)
+    logits, trace = interpret.trace(model, params, TOKENS)
+    chex.assert_trees_all_equal(logits, model.apply(params, TOKENS))
+    t, where = np.arange(5), 1j * np.arange(5)
+    query, key = (np.asarray(x, np.float64) for x in (trace.query, trace.key))
+    scores = np.asarray(trace.scores, np.float64)
+    if model.config.positional_encoding == "rotary":
+      turns = np.exp(where[:, None] * 10_000.0 ** -(np.arange(2) / 2))
+      query, key = ((x[..., 0::2] + 1j * x[..., 1::2]) * turns for x in (query, key))
+      key = key.conj()
+    products = np.einsum("lhbtk,lhbsk->lhbts", query, key).real
+    chex.assert_trees_all_close(scores, products / 2, atol=1e-4)
+    if model.config.positional_encoding == "alibi":
+      slopes = np.array([2.0**-4, 2.0**-8])
+      distance = t[:, None] - t[None]
+      scores = scores - slopes[None, :, None, None, None] * distance
+    odds = np.exp(scores) * np.tril(np.ones((5, 5)))
+    weights = odds / odds.sum(-1, keepdims=True)
+    chex.assert_trees_all_close(np.asarray(trace.weights), weights, atol=1e-4)
+    parts = interpret.logit_attribution(model, params, trace)
+    total = sum(
+      np.asarray(part, np.float64).reshape(-1, *logits.shape).sum(0)
+      for part in parts
+      if part is not None
+    )
+    chex.assert_trees_all_close(total, np.asarray(logits, np.float64), atol=1e-3)
+
+  def test_attention_alone_has_no_feed_forward_to_look_at(self):
+    model = make_model(feed_forward=False)
+    params = random_params(model)
+    _, trace = interpret.trace(model, params, TOKENS)
+    self.assertIsNone(trace.mlp_output)
+    chex.assert_trees_all_close(
+      trace.residual_after, trace.residual_before + trace.attention_output, atol=1e-6
+    )
+    with self.assertRaisesRegex(InputError, "tap 'mlp_output' hit nothing"):
+      interpret.trace(model, params, TOKENS, taps=["mlp_output"])
