@@ -71,9 +71,7 @@ def _markdown(rows: Sequence[Row]) -> str:
   """Rows as a table that reads well as it is; floats with 4 significant digits."""
   cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = [
-    "| " + " | ".join(map(str.ljust, line, widths)).rstrip() + " |" for line in cells
-  ]
+  lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
   lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
   return "\n".join(lines)
 

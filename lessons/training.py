@@ -1,4 +1,4 @@
-"""Small models, trained quietly: `gpt2_flax.training`, without a workdir."""
+"""Small models, trained quietly: `gpt2_flax.training`'s steps, without a workdir."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import tqdm
 
 from configs import toy
@@ -100,5 +101,5 @@ def train(
 
 def init_params(model: GPT2, seed: int = 0) -> Any:
   """Fresh parameters, without the axis names."""
-  token = jax.numpy.zeros((1, 1), int)
+  token = jnp.zeros((1, 1), int)
   return nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), token))

@@ -1,0 +1,138 @@
+"""Every lesson at its reduced size has the verdict that it has at its real one."""
+
+import contextlib
+import io
+import itertools
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+import numpy as np
+
+from gpt2_flax.datasets import floor
+from gpt2_flax.errors import InputError
+from lessons import __main__ as door
+from lessons import LESSONS, order, report
+from lessons.report import Finding, new_figure, Report
+
+
+def small_report(*holds):
+  findings = [Finding(f"figure {i}", held) for i, held in enumerate(holds)]
+  rows = [
+    {"layers": 1, "loss": 1.25, "error": 3e-7},
+    {"layers": 12, "loss": 0.5, "error": 0.0},
+  ]
+  return Report({"Title": rows}, findings, new_figure()[0])
+
+
+class LessonsTest(chex.TestCase):
+  @parameterized.parameters(*[(name,) for name in LESSONS])
+  def test_holds_at_its_reduced_size(self, name):
+    outcome = door.load(name).run(reduced=True)
+    self.assertTrue(outcome.holds, "\n".join(map(str, outcome.findings)))
+    self.assertNotEmpty(outcome.findings)
+    for rows in outcome.tables.values():
+      self.assertNotEmpty(rows)
+    picture = io.BytesIO()
+    outcome.figure.savefig(picture)
+    self.assertBetween(picture.tell(), 5_000, 150_000)
+
+  @parameterized.parameters(*[(name,) for name in LESSONS])
+  def test_its_outcome_is_on_the_page(self, name):
+    page = (report.FOLDER / "README.md").read_text()
+    self.assertIn(door.load(name).CLAIM, page)
+    self.assertTrue((report.PICTURES / f"{name}.png").exists())
+
+
+class ReportTest(chex.TestCase):
+  def test_holds_if_all_findings_do(self):
+    for holds, verdict in (
+      ((True, True), "holds"),
+      ((True, False), "does not hold"),
+      ((False, False), "does not hold"),
+    ):
+      self.assertEqual(small_report(*holds).verdict, verdict)
+
+  def test_table(self):
+    rows = [{"layers": 1, "loss": 1.25}, {"layers": 12, "loss": 3e-7}]
+    table = Report({"Title": rows}, [], new_figure()[0]).markdown_tables()["Title"]
+    self.assertEqual(
+      table,
+      "| layers | loss    |\n|--------|---------|\n| 1      | 1.2500  |\n"
+      "| 12     | 3.0e-07 |",
+    )
+
+  def test_show_prints_and_saves(self):
+    with tempfile.TemporaryDirectory() as folder:
+      pictures = pathlib.Path(folder) / "pictures"
+      printed = io.StringIO()
+      with (
+        mock.patch.object(report, "PICTURES", pictures),
+        contextlib.redirect_stdout(printed),
+      ):
+        report.show(lambda: small_report(True, False), "/some/where/name.py")
+      self.assertEqual([path.name for path in pictures.iterdir()], ["name.png"])
+    for line in ("Title", "- holds: figure 0", "- does not hold: figure 1"):
+      self.assertIn(f"\n{line}\n", printed.getvalue())
+    self.assertIn("The claim does not hold.", printed.getvalue())
+
+
+class DoorTest(chex.TestCase):
+  def test_listing(self):
+    lines = door.listing().splitlines()
+    self.assertEqual([line.split()[0] for line in lines], list(LESSONS))
+    self.assertIn(order.CLAIM, lines[0])
+
+  def test_page(self):
+    page = door.page({"order": (small_report(True, False), 41.6)})
+    self.assertIn("| [does not hold](#order) | 42 s |", page)
+    self.assertIn("- does not hold: figure 1\n", page)
+    self.assertIn("(pictures/order.png)", page)
+
+  @parameterized.parameters(
+    (["ordr"], "unknown lesson 'ordr': did you mean 'order'"),
+    (["order", "all"], "give one lesson"),
+  )
+  def test_refuses(self, args, message):
+    with self.assertRaisesRegex(InputError, message):
+      door.main(args)
+
+
+class CopyTest(chex.TestCase):
+  def windows(self, num_symbols, length):
+    """Every sequence of symbols there is, with its labels."""
+    rows = []
+    for symbols in itertools.product(range(1, num_symbols + 1), repeat=length):
+      tokens = [0, *symbols]
+      rows.append(np.stack([tokens, [-1, -1, *symbols[:-1]]], axis=1).ravel())
+    return np.array(rows, np.int32)
+
+  def test_the_label_is_the_symbol_before(self):
+    copy = order.CopyConfig(num_symbols=5).make(9)
+    batch = copy.batch(np.stack([copy.window("train", i) for i in range(20)]))
+    chex.assert_shape(list(batch.values()), (20, 9))
+    self.assertEqual(set(batch["inputs"][:, 0]), {copy.tokenizer.start_id})
+    self.assertEqual(set(batch["inputs"][:, 1:].ravel()), {1, 2, 3, 4, 5})
+    chex.assert_trees_all_equal(batch["targets"][:, 2:], batch["inputs"][:, 1:-1])
+    self.assertTrue((batch["targets"][:, :2] == -1).all())
+    self.assertEqual(floor(copy, self.windows(3, 3)), 0.0)
+
+  def test_from_a_bag_it_is_bayes_rule(self):
+    """The conditional entropy of the label, counted over all sequences."""
+    num_symbols, length = 3, 4
+    windows = self.windows(num_symbols, length)
+    counts = {}
+    for window in windows:
+      tokens, labels = window[0::2], window[1::2]
+      for i in range(2, length + 1):
+        seen = (i, tokens[i], *sorted(tokens[1:i]))
+        counts.setdefault(seen, []).append(labels[i])
+    total = 0.0
+    for labels in counts.values():
+      share = np.unique(labels, return_counts=True)[1] / len(labels)
+      total -= len(labels) * np.sum(share * np.log(share))
+    number = sum(map(len, counts.values()))
+    bag = order.CopyFromBag(num_symbols, length + 1)
+    self.assertAlmostEqual(floor(bag, windows), total / number, delta=1e-9)

@@ -1,0 +1,47 @@
+import chex
+import jax
+import numpy as np
+
+from gpt2_flax.datasets.induction import InductionConfig
+from lessons.training import experiment, train
+
+DATA = InductionConfig(num_symbols=5, min_period=2, max_period=3)
+CHANGES = {
+  "model.context_length": 8,
+  "model.num_layers": 1,
+  "model.num_heads": 1,
+  "model.embed_dim": 8,
+  "model.feed_forward": False,
+  "optimizer.name": "adamw",
+  "train.num_steps": 5,
+  "eval.every_steps": 2,
+  "eval.num_windows": 16,
+}
+
+
+class TrainingTest(chex.TestCase):
+  def test_an_experiment_is_the_default_one_with_changes(self):
+    config, dataset = experiment(DATA, CHANGES)
+    self.assertEqual(config.model.vocab_size, dataset.tokenizer.vocab_size)
+    self.assertEqual((dataset.context_length, config.model.context_length), (8, 8))
+    self.assertEqual((config.optimizer.name, config.optimizer.beta1), ("adamw", 0.9))
+    self.assertFalse(config.model.feed_forward)
+
+  def test_a_key_that_does_not_exist(self):
+    with self.assertRaisesRegex(KeyError, "num_layer"):
+      experiment(DATA, {"model.num_layer": 2})
+
+  def test_each_seed_has_its_own_weights_and_data(self):
+    seen = []
+    trained = train(
+      DATA, CHANGES, seeds=(0, 1, 0), watch=lambda model, params: seen.append(params)
+    )
+    one, other, again = trained
+    chex.assert_trees_all_equal(one.params, again.params)
+    for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
+      self.assertGreater(np.abs(a - b).max(), 0)
+    self.assertEqual(one.floor, other.floor)  # the same windows
+    self.assertNotEqual(one.loss, other.loss)
+    self.assertAlmostEqual(one.gap, one.loss - one.floor)
+    self.assertEqual([step for step, _ in one.history], [2, 4, 5])
+    self.assertLen(seen, 9)
