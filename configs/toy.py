@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
   """Every key there is; the other configs start from here and change some."""
   config = ConfigDict()
   config.init_from = ""  # weights to start from: a run, a folder, a hub id; "": random
+  config.profile = ""  # folder for a trace of steps 10 to 15; "": none
 
   config.data = ConfigDict()
   config.data.name = "grammar"  # grammar, markov, induction or text

@@ -142,11 +142,13 @@ class ExperimentConfig:
 
   Attributes:
     init_from: the run, folder or hub id whose weights it starts from; "" for random.
+    profile: the folder that a trace of some steps goes to; "" for none.
     data: an instance of one of `datasets.CONFIGS`.
     model: with everything filled in that the data or init_from decides.
   """
 
   init_from: str
+  profile: str
   data: Any
   model: GPT2Config
   optimizer: OptimizerConfig
@@ -176,6 +178,9 @@ SECTIONS = {
 }
 
 
+TEXTS = ("init_from", "profile")  # keys outside of any section
+
+
 def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   """cls(**values), with every key and type checked."""
   fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -203,21 +208,22 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
 
 def _parse_sections(values: dict[str, Any]) -> dict[str, Any]:
   """All fields of an ExperimentConfig but the model, which depends on some of them."""
-  expected = {"init_from", "data", "model", *SECTIONS}
+  expected = {*TEXTS, "data", "model", *SECTIONS}
   for section in values:
     if section not in expected:
       raise unknown_name("config section", section, expected)
-  for section in sorted(expected - {"init_from"}):
+  for section in sorted(expected - set(TEXTS)):
     if not isinstance(values.get(section), dict):
       raise InputError(f"config.{section} is missing: must be a section of the config")
-  if not isinstance(values.get("init_from"), str):
-    raise InputError("config.init_from is missing: must be a text, perhaps empty")
+  for name in TEXTS:
+    if not isinstance(values.get(name), str):
+      raise InputError(f"config.{name} is missing: must be a text, perhaps empty")
   data_values = dict(values["data"])
   name = data_values.pop("name", None)
   if name not in datasets.CONFIGS:
     raise unknown_name("data.name", str(name), datasets.CONFIGS)
   return {
-    "init_from": values["init_from"],
+    **{name: values[name] for name in TEXTS},
     "data": _from_section(datasets.CONFIGS[name], "data", data_values),
     **{
       section: _from_section(cls, section, values[section])
@@ -312,7 +318,14 @@ def _require_same_tokens(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) 
 
 # What may change when a run goes on: nothing that would change its numbers, except
 # that it may go on for longer.
-MAY_CHANGE = ("eval", "checkpoint", "mesh", "train.num_steps", "train.log_every_steps")
+MAY_CHANGE = (
+  "profile",
+  "eval",
+  "checkpoint",
+  "mesh",
+  "train.num_steps",
+  "train.log_every_steps",
+)
 
 
 def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
@@ -320,7 +333,7 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
 
   def flat(config: ExperimentConfig) -> dict[str, Any]:
     values = config.to_dict()
-    keys = {"init_from": values.pop("init_from")}
+    keys = {name: values.pop(name) for name in TEXTS}
     for section, section_values in values.items():
       keys |= {f"{section}.{key}": value for key, value in section_values.items()}
     return {

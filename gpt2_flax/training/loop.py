@@ -15,9 +15,11 @@ from gpt2_flax.errors import RunError
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.training.flops import flops_per_token, peak_flops
 from gpt2_flax.training.mesh import batch_sharding, make_mesh
 from gpt2_flax.training.metrics import MetricsWriter, plot_loss
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
+from gpt2_flax.training.profile import Profile
 from gpt2_flax.training.progress import Progress
 from gpt2_flax.training.signals import StopSignals
 from gpt2_flax.training.step import abstract_state, init_state, make_train_step
@@ -112,6 +114,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       f" {'goes on from' if restored else 'starts at'} step {step} of {num_steps} in"
       f" {workdir}"
     )
+    profile = stack.enter_context(Profile(config.profile, start_step=step))
     meter = _Meter(config, writer, progress, kept=step if restored else None)
 
     def evaluate() -> None:
@@ -132,8 +135,10 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       waited = time.perf_counter()
       batch = next(batches)
       waited = time.perf_counter() - waited
+      profile.before(step + 1)
       state, metrics = train_step(state, jax.device_put(batch, sharding))
       step += 1
+      profile.after(step, metrics)
       meter.stepped(step, metrics, waited)
       if step % config.eval.every_steps == 0 or step == num_steps:
         evaluate()
@@ -176,6 +181,8 @@ class _Meter:
     self._config, self._writer, self._progress = config, writer, progress
     self._pending = None
     self._tokens_per_step = config.train.batch_size * config.model.context_length
+    self._flops_per_token = flops_per_token(config.model)
+    self._peak_flops = peak_flops(config.model)
     self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
     self._shown: dict[str, str] = {}
 
@@ -208,8 +215,13 @@ class _Meter:
       values = {name: float(value) for name, value in metrics.items()}
       values["tokens_per_second"] = self._steps * self._tokens_per_step / seconds
       values["data_wait_share"] = self._waited / seconds
-      self._writer.write(step, values)
+      flops = values["tokens_per_second"] * self._flops_per_token
+      values["model_flops_per_second"] = flops
       self._shown |= {"tokens/s": f"{values['tokens_per_second']:,.0f}"}
+      if self._peak_flops:
+        values["mfu"] = flops / self._peak_flops
+        self._shown |= {"MFU": f"{values['mfu']:.1%}"}
+      self._writer.write(step, values)
       self._progress.log(step, self._shown)
       self._restart_clock()
     self._progress.update(step, self._shown)
