@@ -12,4 +12,8 @@ A lesson is a module with
               verdict in a few seconds
 """
 
-LESSONS = ("order",)  # in the order of reading
+LESSONS = (  # in the order of reading
+  "order",
+  "induction",
+  "relations",
+)
