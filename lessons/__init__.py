@@ -16,4 +16,6 @@ LESSONS = (  # in the order of reading
   "order",
   "induction",
   "relations",
+  "agreement",
+  "limit",
 )
