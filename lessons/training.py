@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tqdm
 
 from configs import toy
@@ -103,3 +104,15 @@ def init_params(model: GPT2, seed: int = 0) -> Any:
   """Fresh parameters, without the axis names."""
   token = jnp.zeros((1, 1), int)
   return nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), token))
+
+
+def losses_by_position(probabilities_BTV: Any, targets_BT: np.ndarray) -> np.ndarray:
+  """Mean of -ln P(target) over the rows, in nats: [T], nan where no target counts."""
+  counts_BT = targets_BT >= 0
+  picked_BT = np.take_along_axis(
+    np.asarray(probabilities_BTV), np.maximum(targets_BT, 0)[..., None], axis=-1
+  )[..., 0]
+  sums_T = -np.log(picked_BT, where=counts_BT, out=np.zeros(counts_BT.shape)).sum(0)
+  counts_T = counts_BT.sum(0)
+  missing_T = np.full(counts_T.shape, np.nan)
+  return np.divide(sums_T, counts_T, out=missing_T, where=counts_T > 0)

@@ -3,7 +3,8 @@ import jax
 import numpy as np
 
 from gpt2_flax.datasets.induction import InductionConfig
-from lessons.training import experiment, train
+from gpt2_flax.datasets.pipeline import validation_windows
+from lessons.training import experiment, losses_by_position, train
 
 DATA = InductionConfig(num_symbols=5, min_period=2, max_period=3)
 CHANGES = {
@@ -45,3 +46,26 @@ class TrainingTest(chex.TestCase):
     self.assertAlmostEqual(one.gap, one.loss - one.floor)
     self.assertEqual([step for step, _ in one.history], [2, 4, 5])
     self.assertLen(seen, 9)
+
+
+class LossesByPositionTest(chex.TestCase):
+  def test_is_the_mean_over_the_rows_that_count(self):
+    probabilities = np.array(
+      [
+        [[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]],
+        [[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]],
+      ]
+    )
+    targets = np.array([[-1, 0, 0], [-1, 1, -1]])
+    losses = losses_by_position(probabilities, targets)
+    self.assertTrue(np.isnan(losses[0]))
+    expected = [(np.log(4) + np.log(2)) / 2, 0.0]
+    chex.assert_trees_all_close(losses[1:], np.array(expected))
+
+  def test_averages_to_the_loss_that_training_reports(self):
+    [trained] = train(DATA, CHANGES, seeds=(0,))
+    _, dataset = experiment(DATA, CHANGES)
+    batch = dataset.batch(validation_windows(dataset, CHANGES["eval.num_windows"]))
+    logits = jax.jit(trained.model.apply)(trained.params, batch["inputs"])
+    losses = losses_by_position(jax.nn.softmax(logits), batch["targets"])
+    self.assertAlmostEqual(losses.mean(), trained.loss, delta=1e-5)
