@@ -18,4 +18,5 @@ LESSONS = (  # in the order of reading
   "relations",
   "agreement",
   "limit",
+  "scaling",
 )
