@@ -14,6 +14,7 @@ A lesson is a module with
 
 LESSONS = (  # in the order of reading
   "order",
+  "positions",
   "induction",
   "relations",
   "agreement",
