@@ -20,4 +20,5 @@ LESSONS = (  # in the order of reading
   "agreement",
   "limit",
   "scaling",
+  "stacking",
 )
