@@ -17,6 +17,27 @@ from lessons import __main__ as door
 from lessons import LESSONS, order, report
 from lessons.report import Finding, new_figure, Report
 
+# (title begins with, row, column) -> the range that a reduced run must meet.
+KEY_FIGURES = {
+  "positions": {
+    ("Gap", 0, "inside"): (0.0, 0.2),  # sinusoidal
+    ("Gap", 0, "to four times"): (0.4, 3.0),
+    ("Gap", 1, "to four times"): (0.4, 3.0),  # rotary
+    ("Gap", 2, "to four times"): (0.0, 0.2),  # ALiBi
+  },
+  "scaling": {
+    ("A fresh head", -2, "entropy, nats"): (3.6, 3.8),  # ln 64 - 1 / 2 is 3.66
+    ("A fresh head", -1, "entropy, nats"): (0.0, 0.01),
+    ("A fresh head", -1, "rows lost"): (0.5, 0.7),
+  },
+  "stacking": {
+    ("Gap", 0, "mean"): (0.05, 0.3),
+    ("Gap", 1, "mean"): (0.0, 0.05),
+    ("The logit lens", 0, "gap"): (3.0, 20.0),
+    ("The logit lens", -1, "for the cats"): (1.0, 1.0),
+  },
+}
+
 
 def small_report(*holds):
   findings = [Finding(f"figure {i}", held) for i, held in enumerate(holds)]
@@ -35,6 +56,9 @@ class LessonsTest(chex.TestCase):
     self.assertNotEmpty(outcome.findings)
     for rows in outcome.tables.values():
       self.assertNotEmpty(rows)
+    for (begins, row, column), (low, high) in KEY_FIGURES.get(name, {}).items():
+      [rows] = [t for title, t in outcome.tables.items() if title.startswith(begins)]
+      self.assertBetween(rows[row][column], low, high, (begins, row, column))
     picture = io.BytesIO()
     outcome.figure.savefig(picture)
     self.assertBetween(picture.tell(), 5_000, 150_000)
