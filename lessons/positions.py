@@ -68,7 +68,7 @@ def run(reduced: bool = False) -> Report:
     changes = CHANGES | {
       "model.positional_encoding": encoding,
       "model.num_layers": 2,
-      "train.num_steps": 150 if reduced else 400,
+      "train.num_steps": 250 if reduced else 400,
     }
     curves = []
     for trained in train(language, changes, SEEDS[:1] if reduced else SEEDS):

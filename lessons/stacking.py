@@ -63,7 +63,7 @@ def run(reduced: bool = False) -> Report:
   trained = {
     depth: train(
       language,
-      CHANGES | {"model.num_layers": depth, "train.num_steps": 300 if reduced else 500},
+      CHANGES | {"model.num_layers": depth, "train.num_steps": 400 if reduced else 500},
       SEEDS[:1] if reduced else SEEDS,
     )
     for depth in depths
