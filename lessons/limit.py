@@ -31,7 +31,7 @@ from lessons.report import COLOURS, Finding, new_figure, Report, show
 from lessons.training import SEEDS, train, Trained
 
 CLAIM = "A trained model comes within hundredths of a nat of the exact Bayes predictor"
-SECONDS = 60
+SECONDS = 140
 
 # %%
 # Two processes. The first is a Markov chain: what comes next depends on the last two

@@ -30,7 +30,7 @@ CLAIM = (
   "Attention has no inherent order: without mask and positions it sees a bag of tokens."
   " A causal mask alone tells two layers the order, but not one."
 )
-SECONDS = 90
+SECONDS = 95
 DEPTHS = (1, 2, 4, 8)
 
 # %%

@@ -22,7 +22,7 @@ from lessons.report import COLOURS, Finding, new_figure, Report, show
 from lessons.training import losses_by_position, SEEDS, train, Trained
 
 CLAIM = "Encodings differ little within the trained length; beyond it only ALiBi lasts"
-SECONDS = 60
+SECONDS = 100
 ENCODINGS = ("sinusoidal", "learned", "rotary", "alibi", "none")
 LENGTH = 24
 LONGEST = 4 * LENGTH

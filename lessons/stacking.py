@@ -21,7 +21,7 @@ from lessons.report import COLOURS, Finding, new_figure, Report, show
 from lessons.training import losses_by_position, SEEDS, train, Trained
 
 CLAIM = "A second layer is worth most; in a deep model each layer sharpens the answer"
-SECONDS = 60
+SECONDS = 115
 PROMPT = "the cats that the dog sees"
 CHANGES = {
   "model.context_length": 24,

@@ -25,6 +25,20 @@ KEY_FIGURES = {
     ("Gap", 1, "to four times"): (0.4, 3.0),  # rotary
     ("Gap", 2, "to four times"): (0.0, 0.2),  # ALiBi
   },
+  "induction": {
+    ("After training", 0, "above the floor"): (1.0, 2.3),  # one layer
+    ("After training", 0, "induction score"): (0.0, 0.3),
+    ("After training", 1, "above the floor"): (0.0, 0.3),  # two
+    ("After training", 1, "induction score"): (0.8, 1.0),
+    ("The loss without", 0, "both induction heads"): (2.5, 20.0),
+  },
+  "relations": {
+    ("After training", 0, "loss"): (1.1, 1.5),  # one head
+    ("After training", 1, "loss"): (0.6, 0.75),  # two
+    ("After training", 2, "loss"): (0.6, 0.8),  # one, where the two relations are one
+  },
+  "agreement": {("The right", i, "whole"): (0.95, 1.0) for i in range(4)},
+  "limit": {("Distance", i, "KL"): (0.0, 0.05) for i in range(2)},
   "scaling": {
     ("A fresh head", -2, "entropy, nats"): (3.6, 3.8),  # ln 64 - 1 / 2 is 3.66
     ("A fresh head", -1, "entropy, nats"): (0.0, 0.01),
