@@ -13,7 +13,7 @@ from lessons.report import FOLDER, Report, show
 HEADER = """\
 # Lessons
 
-One claim a file, tried out on small models in a minute or so. This page and its
+One claim a file, tried out on small models in one to two minutes. This page and its
 pictures are what `python -m lessons all` wrote; `python -m lessons NAME` runs one.
 """
 
