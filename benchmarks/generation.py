@@ -1,7 +1,7 @@
 """Tokens a second of greedy generation, with the cache and without.
 
-    python benchmarks/generation.py                       GPT-2 small, random weights
-    python benchmarks/generation.py --size=medium --rounds=5
+    python -m benchmarks.generation                    GPT-2 small, random weights
+    python -m benchmarks.generation --size=medium --rounds=5
 
 The two take turns, round after round, after one round that compiles; what is printed is
 the median and the range over the rounds.
