@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt2_flax.errors import unknown_name
+from gpt2_flax.linear import linear
 from gpt2_flax.positional_encoding import alibi_slopes, POSITIONAL_ENCODINGS
 from gpt2_flax.self_attention import KeyValues, SelfAttention
 
@@ -82,13 +83,9 @@ class MultiHeadAttention(nn.Module):
       out_HBTK, cache = out_HBTK
 
     concatenated_BTD = self.concatenate(out_HBTK)
-    out_BTD = nn.Dense(
-      x_BTD.shape[-1],
-      dtype=self.dtype,
-      kernel_init=nn.with_logical_partitioning(self.output_init, ("heads", "embed")),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
-      name="output",
-    )(concatenated_BTD)
+    axes = ("heads", "embed")
+    output = linear(x_BTD.shape[-1], axes, self.output_init, self.dtype, name="output")
+    out_BTD = output(concatenated_BTD)
     return out_BTD if cache is None else (out_BTD, cache)
 
   def concatenate(self, out_HBTK: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt2_flax.dropout import Dropout
+from gpt2_flax.linear import linear
 from gpt2_flax.positional_encoding import alibi_bias, rotate_by_position
 
 
@@ -59,16 +60,8 @@ class SelfAttention(nn.Module):
 
   def setup(self):
     def projection():
-      return nn.Dense(
-        self.head_dim,
-        dtype=self.dtype,
-        kernel_init=nn.with_logical_partitioning(
-          self.kernel_init, ("embed", "head_dim")
-        ),
-        bias_init=nn.with_logical_partitioning(
-          nn.initializers.zeros_init(), ("head_dim",)
-        ),
-      )
+      axes = ("embed", "head_dim")
+      return linear(self.head_dim, axes, self.kernel_init, self.dtype)
 
     self.query = projection()
     self.key = projection()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from gpt2_flax.dropout import Dropout
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.linear import linear
 from gpt2_flax.multihead_attention import MultiHeadAttention
 from gpt2_flax.positional_encoding import POSITIONAL_ENCODINGS, PositionalEncoding
 from gpt2_flax.self_attention import KeyValues
@@ -159,21 +160,11 @@ class FeedForward(nn.Module):
 
   def setup(self):
     config = self.config
-    self.expand = nn.Dense(
-      config.mlp_dim or 4 * config.embed_dim,
-      dtype=config.dtype,
-      kernel_init=nn.with_logical_partitioning(
-        nn.initializers.normal(0.02), ("embed", "mlp")
-      ),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("mlp",)),
-    )
-    self.contract = nn.Dense(
-      config.embed_dim,
-      dtype=config.dtype,
-      kernel_init=nn.with_logical_partitioning(
-        _residual_init(config), ("mlp", "embed")
-      ),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
+    mlp_dim = config.mlp_dim or 4 * config.embed_dim
+    init = nn.initializers.normal(0.02)
+    self.expand = linear(mlp_dim, ("embed", "mlp"), init, config.dtype)
+    self.contract = linear(
+      config.embed_dim, ("mlp", "embed"), _residual_init(config), config.dtype
     )
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:

@@ -6,8 +6,9 @@ from typing import Any
 from flax import linen as nn
 from flax import struct
 import jax
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 import optax
 
 from gpt2_flax.datasets.dataset import Batch
@@ -124,9 +125,32 @@ def make_train_step(
     )
     return jax.lax.scan(add, zeros, (pieces, keys))[0]
 
+  def summed(params: Any, batch: Batch, rng: jax.Array):
+    """Each device's own rows first, then one sum over devices of everything at once.
+
+    Left to itself, the compiler adds up each array on its own, for each piece.
+    """
+    params = jax.lax.pcast(params, "data", to="varying")  # each device its own copy
+    flat, unravel = ravel_pytree(accumulated(params, batch, rng))
+    return unravel(jax.lax.psum(flat, "data"))
+
+  mesh = abstract.step.sharding.mesh
+  if (
+    mesh.size > 1 and mesh.shape["data"] == mesh.size and not model.config.dropout_rate
+  ):
+    # Only copies of the model, and no randomness that would depend on their number.
+    add_up = jax.shard_map(
+      summed,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+      out_specs=PartitionSpec(),
+    )
+  else:
+    add_up = accumulated
+
   def train_step(state: TrainState, batch: Batch):
     rng = jax.random.fold_in(state.rng, state.step)
-    total, count, grads = accumulated(state.params, batch, rng)
+    total, count, grads = add_up(state.params, batch, rng)
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
