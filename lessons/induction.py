@@ -37,7 +37,7 @@ from gpt2_flax.interpret import (
   previous_token_score,
   trace,
 )
-from gpt2_flax.training.step import summed_loss
+from gpt2_flax.training.loss import summed_loss
 from gpt2_flax.transformer import GPT2
 from lessons.report import COLOURS, Finding, new_figure, Report, show
 from lessons.training import SEEDS, train, Trained

@@ -19,7 +19,7 @@ from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.interpret.edits import ablate_heads, edited, scale_heads
 from gpt2_flax.interpret.trace import trace
-from gpt2_flax.training.step import summed_loss
+from gpt2_flax.training.loss import summed_loss
 
 ABLATIONS = ("zero", "mean")
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 import optax
 
 from gpt2_flax.datasets.dataset import Batch
+from gpt2_flax.training.loss import summed_loss
 from gpt2_flax.training.mesh import place
 from gpt2_flax.transformer import GPT2
 
@@ -67,23 +68,6 @@ def init_state(
   return make()
 
 
-def summed_loss(
-  model: GPT2, params: Any, batch: Batch, rngs: dict[str, jax.Array] | None = None
-) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy in nats summed over the targets that count, and their number.
-
-  Args:
-    batch: "inputs" and "targets", int [B, T]; a target of -1 does not count.
-    rngs: {"dropout": key} to train with dropout.
-  """
-  logits_BTV = model.apply(params, batch["inputs"], rngs=rngs)
-  counts_BT = batch["targets"] >= 0
-  losses_BT = optax.softmax_cross_entropy_with_integer_labels(
-    logits_BTV, jnp.maximum(batch["targets"], 0)
-  )
-  return jnp.sum(losses_BT, where=counts_BT), jnp.sum(counts_BT)
-
-
 def make_train_step(
   model: GPT2,
   optimizer: optax.GradientTransformation,
@@ -97,10 +81,11 @@ def make_train_step(
   gradients of the sum are added up and divided once, so that pieces with fewer
   targets do not weigh more.
   """
+  num_devices = abstract.step.sharding.mesh.size
 
   def gradients(params: Any, batch: Batch, rng: jax.Array):
     def loss(params: Any):
-      return summed_loss(model, params, batch, {"dropout": rng})
+      return summed_loss(model, params, batch, {"dropout": rng}, num_devices)
 
     (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return total, count, grads

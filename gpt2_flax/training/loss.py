@@ -1,0 +1,193 @@
+"""The loss: cross-entropy, with few logits in memory at a time.
+
+[B, T, V] logits would be by far the largest array of a training step: 3.3 GB in float32
+for 16 windows of GPT-2 small. So the positions are worked through in chunks, and while
+a chunk's logits are there, they are turned into all that is wanted of them: the loss,
+and its gradients in the hidden states and in the output embeddings. Nothing is computed
+twice, and no logits are kept: "Liger Kernel" (Hsu et al., 2024), fused linear cross
+entropy.
+
+Axes: B batch, T position, D embed_dim, V vocab_size.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt2_flax.datasets.dataset import Batch
+from gpt2_flax.transformer import GPT2
+
+# How many logits a device has at a time: 1 GiB in float32, some 5,000 positions of
+# GPT-2's vocabulary. Matrix products of that size lose nothing to being cut.
+LOGITS_AT_ONCE = 2**28
+# Matrix units work in tiles, so rows are added to a large vocabulary until it is a
+# multiple of ALIGNMENT; to a small one they would only be more work.
+ALIGNMENT, ALIGNED_FROM = 128, 8192
+
+
+def summed_loss(
+  model: GPT2,
+  params: Any,
+  batch: Batch,
+  rngs: dict[str, jax.Array] | None = None,
+  num_devices: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy in nats summed over the targets that count, and their number.
+
+  Args:
+    model: a GPT2, or what `interpret.edited` returns.
+    batch: "inputs" and "targets", int [B, T]; a target of -1 does not count.
+    rngs: {"dropout": key} to train with dropout.
+    num_devices: over how many the batch and the vocabulary are split; it decides the
+      size of chunks, not the result.
+  """
+  hidden_BTD = model.apply(params, batch["inputs"], rngs=rngs, method="hidden")
+  tied = model.config.tied_embeddings
+  output = params["params"]["token_embedding" if tied else "output_embedding"]
+  targets_BT = jnp.asarray(batch["targets"])
+  total = summed_cross_entropy(
+    hidden_BTD, nn.unbox(output)["embedding"], targets_BT, num_devices
+  )
+  return total, jnp.sum(targets_BT >= 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def summed_cross_entropy(
+  hidden_BTD: jax.Array,
+  embedding_VD: jax.Array,
+  targets_BT: jax.Array,
+  num_devices: int = 1,
+) -> jax.Array:
+  """-log softmax(hidden embedding^T) at the targets, summed: float32 scalar, in nats.
+
+  Logits, softmax and sums are float32; what is multiplied has hidden's dtype.
+
+  Args:
+    hidden_BTD: after the final norm.
+    embedding_VD: the output embeddings; their gradient is summed in float32.
+    targets_BT: int; -1 does not count.
+    num_devices: as in `summed_loss`.
+  """
+  table_VD = _aligned(embedding_VD, hidden_BTD.dtype)
+
+  def add(total: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
+    loss, _ = _loss_and_slopes(*chunk, table_VD, len(embedding_VD))
+    return total + loss, None
+
+  zero = jnp.zeros((), jnp.float32)
+  chunks = _num_chunks(targets_BT, table_VD, num_devices)
+  return _over_chunks(add, zero, hidden_BTD, targets_BT, chunks)[0]
+
+
+def _forward(
+  hidden_BTD: jax.Array,
+  embedding_VD: jax.Array,
+  targets_BT: jax.Array,
+  num_devices: int,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """The same, and its gradients in hidden_BTD and embedding_VD on the side."""
+  table_VD = _aligned(embedding_VD, hidden_BTD.dtype)
+
+  def add(sums: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
+    total, table_grad_VD = sums
+    loss, slopes_BTV = _loss_and_slopes(*chunk, table_VD, len(embedding_VD))
+    slopes_BTV = slopes_BTV.astype(table_VD.dtype)
+    table_grad_VD += jnp.einsum(
+      "BTV,BTD->VD", slopes_BTV, chunk[0], preferred_element_type=jnp.float32
+    )
+    hidden_grad_BTD = jnp.einsum("BTV,VD->BTD", slopes_BTV, table_VD)
+    return (total + loss, table_grad_VD), hidden_grad_BTD
+
+  zeros = jnp.zeros((), jnp.float32), jnp.zeros(table_VD.shape, jnp.float32)
+  chunks = _num_chunks(targets_BT, table_VD, num_devices)
+  (total, table_grad_VD), hidden_grad_BTD = _over_chunks(
+    add, zeros, hidden_BTD, targets_BT, chunks
+  )
+  embedding_grad_VD = table_grad_VD[: len(embedding_VD)].astype(embedding_VD.dtype)
+  return total, (hidden_grad_BTD, embedding_grad_VD)
+
+
+def _backward(
+  _: int, grads: tuple[jax.Array, jax.Array], slope: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+  hidden_grad_BTD, embedding_grad_VD = grads
+  return (
+    slope.astype(hidden_grad_BTD.dtype) * hidden_grad_BTD,
+    slope.astype(embedding_grad_VD.dtype) * embedding_grad_VD,
+    None,  # targets are integers
+  )
+
+
+summed_cross_entropy.defvjp(_forward, _backward)
+
+
+def _loss_and_slopes(
+  hidden_BTD: jax.Array, targets_BT: jax.Array, table_VD: jax.Array, vocab_size: int
+) -> tuple[jax.Array, jax.Array]:
+  """The summed loss, and what it rises by with each logit: softmax minus one-hot."""
+  logits_BTV = jnp.einsum(
+    "BTD,VD->BTV", hidden_BTD, table_VD, preferred_element_type=jnp.float32
+  )
+  token_11V = jnp.arange(len(table_VD))[None, None]
+  if len(table_VD) > vocab_size:  # rows added for alignment are no tokens
+    logits_BTV = jnp.where(token_11V < vocab_size, logits_BTV, -jnp.inf)
+  counts_BT1 = targets_BT[..., None] >= 0
+  logits_BTV -= logits_BTV.max(-1, keepdims=True)
+  log_sum_BT1 = jnp.log(jnp.exp(logits_BTV).sum(-1, keepdims=True))
+  target_BT1 = jnp.maximum(targets_BT, 0)[..., None]
+  losses_BT1 = log_sum_BT1 - jnp.take_along_axis(logits_BTV, target_BT1, axis=-1)
+  # A second exp, so that the first is summed on the fly and not kept.
+  slopes_BTV = jnp.exp(logits_BTV - log_sum_BT1) - (token_11V == target_BT1)
+  return (
+    jnp.sum(losses_BT1, where=counts_BT1),
+    jnp.where(counts_BT1, slopes_BTV, 0.0),
+  )
+
+
+def _aligned(embedding_VD: jax.Array, dtype: Any) -> jax.Array:
+  """The embeddings in the dtype they are multiplied in, with rows added where that
+  pays."""
+  vocab_size = len(embedding_VD)
+  extra = -vocab_size % ALIGNMENT if vocab_size >= ALIGNED_FROM else 0
+  return jnp.pad(embedding_VD.astype(dtype), ((0, extra), (0, 0)))
+
+
+def _num_chunks(targets_BT: jax.Array, table_VD: jax.Array, num_devices: int) -> int:
+  """How many chunks T is cut into, of equal length or nearly so."""
+  num_logits = targets_BT.size * len(table_VD)
+  length = targets_BT.shape[1]
+  least = -(-num_logits // (num_devices * LOGITS_AT_ONCE))
+  columns = -(-length // min(least, length))
+  return -(-length // columns)
+
+
+def _over_chunks(
+  add: Callable,
+  init: Any,
+  hidden_BTD: jax.Array,
+  targets_BT: jax.Array,
+  num_chunks: int,
+) -> tuple[Any, jax.Array | None]:
+  """`jax.lax.scan` of `add` over chunks (hidden, targets); its [B, T, D] rejoined.
+
+  T is cut and B is whole, so that each device finds its rows of the batch in every
+  chunk.
+  """
+  if num_chunks == 1:
+    return add(init, (hidden_BTD, targets_BT))
+  batch_size, length = targets_BT.shape
+  missing = -length % num_chunks
+
+  def cut(x: jax.Array, fill: int) -> jax.Array:
+    widths = [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, widths, constant_values=fill)
+    return x.reshape(batch_size, num_chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+
+  sums, outs = jax.lax.scan(add, init, (cut(hidden_BTD, 0), cut(targets_BT, -1)))
+  if outs is not None:
+    outs = outs.swapaxes(0, 1).reshape(batch_size, -1, outs.shape[-1])[:, :length]
+  return sums, outs

@@ -1,0 +1,255 @@
+"""The loss in chunks is the loss, and needs the memory of a chunk."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gpt2_flax.training import loss as loss_lib
+from gpt2_flax.training.loss import summed_cross_entropy, summed_loss
+from gpt2_flax.transformer import GPT2, GPT2Config
+
+B, T, D, V = 3, 7, 8, 11
+
+
+def examples(dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  targets = rng.integers(0, V, (B, T)).astype(np.int32)
+  targets[0, :5] = targets[2, 6] = -1
+  hidden = jnp.array(2 * rng.normal(size=(B, T, D)), dtype)
+  return hidden, jnp.array(rng.normal(size=(V, D)), jnp.float32), jnp.array(targets)
+
+
+def plain(hidden, embedding, targets):
+  """With all logits, and gradients as autodiff finds them; in float32."""
+  logits = hidden.astype(jnp.float32) @ embedding.T
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.maximum(targets, 0)
+  )
+  return jnp.sum(losses * (targets >= 0))
+
+
+def in_chunks_of(columns, aligned=False):
+  """At most `columns` positions of each row at a time."""
+  rows = 128 if aligned else V
+  return mock.patch.multiple(
+    loss_lib, LOGITS_AT_ONCE=B * rows * columns, ALIGNED_FROM=1 if aligned else 10**9
+  )
+
+
+def with_gradients(function):
+  """Jitted anew, for what is patched."""
+  return jax.jit(jax.value_and_grad(lambda *args: function(*args), argnums=(0, 1)))
+
+
+class SummedCrossEntropyTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_is_minus_the_log_probability_of_the_targets_that_count(self):
+    hidden, embedding, targets = examples()
+    expected = 0.0
+    for states, row in zip(*map(np.asarray, (hidden, targets)), strict=True):
+      for state, target in zip(states.astype(np.float64), row, strict=True):
+        if target >= 0:
+          scores = np.asarray(embedding, np.float64) @ state
+          expected -= scores[target] - np.log(np.exp(scores).sum())
+    found = self.variant(summed_cross_entropy)(hidden, embedding, targets)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+  # Chunks of the last lengths do not divide T, and so end on positions made up.
+  @parameterized.product(columns=(7, 1, 2, 3, 4), aligned=(False, True))
+  def test_equals_optax_in_value_and_gradients(self, columns, aligned):
+    with in_chunks_of(columns, aligned):
+      found = with_gradients(summed_cross_entropy)(*examples())
+      alone = jax.jit(lambda *args: summed_cross_entropy(*args))(*examples())
+    expected = with_gradients(plain)(*examples())
+    chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(alone, expected[0], rtol=1e-6)
+
+  @parameterized.parameters(1, 3)
+  def test_the_gradient_is_that_of_the_whole_expression(self, num_chunks):
+    def tenfold(loss):
+      return lambda hidden, *args: 10 * loss(hidden**2, *args) - 3
+
+    with in_chunks_of(-(-T // num_chunks)):
+      found = with_gradients(tenfold(summed_cross_entropy))(*examples())
+    expected = with_gradients(tenfold(plain))(*examples())
+    chex.assert_trees_all_close(found, expected, rtol=2e-6, atol=2e-5)
+
+  @parameterized.parameters(7, 2)
+  def test_bfloat16_is_near_and_sums_in_float32(self, columns):
+    hidden, embedding, targets = examples(jnp.bfloat16)
+    with in_chunks_of(columns):
+      loss, grads = with_gradients(summed_cross_entropy)(hidden, embedding, targets)
+    exact, exact_grads = with_gradients(plain)(hidden, embedding, targets)
+    chex.assert_type([loss, *grads], [jnp.float32, jnp.bfloat16, jnp.float32])
+    chex.assert_trees_all_close(loss, exact, rtol=0.01)
+    for grad, expected in zip(grads, exact_grads, strict=True):
+      error = jnp.abs(grad.astype(jnp.float32) - expected.astype(jnp.float32)).max()
+      self.assertBetween(error / jnp.abs(expected).max(), 1e-6, 0.02)
+
+  @parameterized.parameters(7, 2)
+  def test_where_nothing_counts_all_is_zero(self, columns):
+    hidden, embedding, targets = examples()
+    hidden = hidden.at[0, 0].set(1e30)  # and what does not count may be anything
+    with in_chunks_of(columns), jax.debug_nans(True):
+      loss, grads = with_gradients(summed_cross_entropy)(
+        hidden, embedding, jnp.full_like(targets, -1)
+      )
+    self.assertEqual(loss, 0)
+    chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
+
+  def test_large_logits_are_no_trouble(self):
+    hidden, embedding, targets = examples()
+    found = with_gradients(summed_cross_entropy)(1e4 * hidden, embedding, targets)
+    chex.assert_tree_all_finite(found)
+    expected = with_gradients(plain)(1e4 * hidden, embedding, targets)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-4)
+
+  def test_under_vmap_each_is_what_it_is_alone(self):
+    hidden, embedding, targets = examples()
+    several = jnp.stack([hidden, hidden[::-1], -hidden])
+    with in_chunks_of(3):
+      grad = jax.grad(summed_cross_entropy, argnums=(0, 1))
+      found = jax.jit(jax.vmap(grad, in_axes=(0, None, None)))(
+        several, embedding, targets
+      )
+    for i, one in enumerate(several):
+      _, expected = with_gradients(plain)(one, embedding, targets)
+      ith = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+      chex.assert_trees_all_close(ith, expected, rtol=1e-5, atol=1e-6)
+
+  def test_small_models_take_one_chunk_and_gpt2_a_few(self):
+    def num_chunks(rows, length, vocab_size, num_devices=1):
+      targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+      table = np.broadcast_to(np.float32(0), (vocab_size, 1))
+      return loss_lib._num_chunks(targets, table, num_devices)
+
+    self.assertEqual(num_chunks(32, 48, 70), 1)
+    self.assertEqual(num_chunks(64, 256, 65), 1)
+    self.assertEqual(num_chunks(16, 1024, 50_304), 4)
+    self.assertEqual(num_chunks(16 * 8, 1024, 50_304, 8), 4)
+    self.assertEqual(num_chunks(2**20, 5, 50_304), 5)  # one position is the least
+
+  def test_the_logits_are_never_there_as_a_whole(self):
+    batch_size, length, dim, vocab_size = 4, 256, 64, 50_257
+    shapes = (
+      jax.ShapeDtypeStruct((batch_size, length, dim), jnp.float32),
+      jax.ShapeDtypeStruct((vocab_size, dim), jnp.float32),
+      jax.ShapeDtypeStruct((batch_size, length), jnp.int32),
+    )
+    logits_bytes = 4 * batch_size * length * vocab_size
+
+    def memory(function):
+      compiled = with_gradients(function).lower(*shapes).compile()
+      return compiled.memory_analysis().temp_size_in_bytes
+
+    with mock.patch.object(loss_lib, "LOGITS_AT_ONCE", batch_size * 32 * 50_304):
+      self.assertLess(memory(summed_cross_entropy), 0.75 * logits_bytes)
+    self.assertGreater(memory(plain), logits_bytes)
+
+
+class SummedLossTest(chex.TestCase):
+  @parameterized.parameters((True, "float32"), (False, "float32"), (False, "bfloat16"))
+  def test_is_that_of_the_models_logits(self, tied, dtype):
+    model = GPT2(
+      GPT2Config(
+        vocab_size=V,
+        context_length=T,
+        num_layers=1,
+        num_heads=2,
+        embed_dim=D,
+        tied_embeddings=tied,
+        dtype=dtype,
+      )
+    )
+    targets = examples()[2]
+    batch = {"inputs": jnp.maximum(targets, 0)[::-1], "targets": targets}
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch["inputs"]))
+    params = jax.tree.map(lambda leaf: 5 * leaf, params)  # far from uniform
+
+    def expected(params):
+      logits = model.apply(params, batch["inputs"])
+      losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.maximum(targets, 0)
+      )
+      return jnp.sum(losses, where=targets >= 0)
+
+    with in_chunks_of(3):
+      (loss, count), grads = jax.jit(
+        jax.value_and_grad(
+          lambda params: summed_loss(model, params, batch), has_aux=True
+        )
+      )(params)
+    exact, exact_grads = jax.jit(jax.value_and_grad(expected))(params)
+    self.assertEqual(count, B * T - 6)
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    chex.assert_trees_all_close(loss, exact, rtol=tolerance)
+    chex.assert_trees_all_close(grads, exact_grads, rtol=tolerance, atol=tolerance)
+
+
+ON_EIGHT_DEVICES = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from gpt2_flax.training import loss as loss_lib
+
+B, T, D, V = 8, 12, 16, 32
+rng = np.random.default_rng(0)
+hidden = jnp.array(rng.normal(size=(B, T, D)), jnp.float32)
+embedding = jnp.array(rng.normal(size=(V, D)), jnp.float32)
+targets = jnp.array(rng.integers(-1, V, (B, T)), jnp.int32)
+grad = jax.value_and_grad(loss_lib.summed_cross_entropy, argnums=(0, 1))
+expected = jax.jit(grad)(hidden, embedding, targets)
+loss_lib.LOGITS_AT_ONCE = B * 4 * V // 8
+for sizes in (4, 2, 1), (2, 2, 2):
+  mesh = jax.make_mesh(
+    sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+  )
+  batch = NamedSharding(mesh, P(("data", "fsdp")))
+  table = NamedSharding(mesh, P("tensor", "fsdp"))
+  compiled = jax.jit(
+    lambda *args: grad(*args, 8),
+    in_shardings=(batch, table, batch),
+    out_shardings=(None, (batch, table)),
+  ).lower(hidden, embedding, targets).compile()
+  text = compiled.as_text()
+  assert "while(" in text
+  gathered = re.findall(r"= (\\w+\\[[\\d,]*\\])\\S* all-gather\\(", text)
+  moved = re.findall(r"(?:all-to-all|collective-permute)\\(", text)
+  # The table's features and nothing else: no row of the batch leaves its device.
+  wanted = f"f32[{V // sizes[2]},{D}]"
+  assert set(gathered) == {wanted}, gathered
+  assert not moved, text
+  args = jax.device_put((hidden, embedding, targets), (batch, table, batch))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    compiled(*args),
+    expected,
+  )
+print("same")
+"""
+
+
+class DevicesTest(chex.TestCase):
+  def test_each_device_works_on_its_own_rows(self):
+    env = os.environ | {
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      "JAX_PLATFORMS": "cpu",
+    }
+    result = subprocess.run(
+      [sys.executable, "-c", ON_EIGHT_DEVICES],
+      env=env,
+      cwd=pathlib.Path(__file__).parents[2],
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(result.stdout, "same\n", result.stderr)
