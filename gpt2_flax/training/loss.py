@@ -132,16 +132,18 @@ def _loss_and_slopes(
   logits_BTV = jnp.einsum(
     "BTD,VD->BTV", hidden_BTD, table_VD, preferred_element_type=jnp.float32
   )
+  target_BT1 = jnp.maximum(targets_BT, 0)[..., None]
+  at_target_BT1 = jnp.take_along_axis(logits_BTV, target_BT1, axis=-1)
   token_11V = jnp.arange(len(table_VD))[None, None]
   if len(table_VD) > vocab_size:  # rows added for alignment are no tokens
     logits_BTV = jnp.where(token_11V < vocab_size, logits_BTV, -jnp.inf)
-  counts_BT1 = targets_BT[..., None] >= 0
-  logits_BTV -= logits_BTV.max(-1, keepdims=True)
+  most_BT1 = logits_BTV.max(-1, keepdims=True)
+  logits_BTV -= most_BT1
   log_sum_BT1 = jnp.log(jnp.exp(logits_BTV).sum(-1, keepdims=True))
-  target_BT1 = jnp.maximum(targets_BT, 0)[..., None]
-  losses_BT1 = log_sum_BT1 - jnp.take_along_axis(logits_BTV, target_BT1, axis=-1)
+  losses_BT1 = log_sum_BT1 - (at_target_BT1 - most_BT1)
   # A second exp, so that the first is summed on the fly and not kept.
   slopes_BTV = jnp.exp(logits_BTV - log_sum_BT1) - (token_11V == target_BT1)
+  counts_BT1 = targets_BT[..., None] >= 0
   return (
     jnp.sum(losses_BT1, where=counts_BT1),
     jnp.where(counts_BT1, slopes_BTV, 0.0),
