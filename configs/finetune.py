@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
   with config.unlocked():
     config.model = ConfigDict()
     config.model.context_length = 0  # 0: as long as the weights allow; less crops it
+    config.model.attention = "explicit"  # flash needs dropout_rate 0
     config.model.dropout_rate = 0.1
     config.model.dtype = "float32"
   config.optimizer.name = "adamw"

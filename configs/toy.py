@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
   config.model.mlp_dim = 0  # width inside the feed-forward; 0: 4 * embed_dim
   config.model.positional_encoding = "sinusoidal"  # learned, rotary, alibi, none
   config.model.feed_forward = True  # False: attention-only blocks, for study
+  config.model.attention = "explicit"  # flash: one kernel, faster on accelerators
   config.model.dropout_rate = 0.0  # endless data cannot be learned by heart
   config.model.dtype = "float32"  # of activations; bfloat16 on accelerators
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt2_flax.errors import unknown_name
+from gpt2_flax.flash_attention import FlashSelfAttention
 from gpt2_flax.linear import linear
 from gpt2_flax.positional_encoding import alibi_slopes, POSITIONAL_ENCODINGS
 from gpt2_flax.self_attention import KeyValues, SelfAttention
@@ -29,6 +30,7 @@ class MultiHeadAttention(nn.Module):
     causal, dropout_rate, dtype, kernel_init, temperature: see `SelfAttention`.
     output_init: of the output projection; GPT-2 shrinks it with depth.
     positional_encoding: "rotary" and "alibi" act in the heads; all others do not.
+    flash: the heads are `FlashSelfAttention`: equal, and faster on accelerators.
   """
 
   num_heads: int
@@ -40,6 +42,7 @@ class MultiHeadAttention(nn.Module):
   output_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
   temperature: float = 1.0
   positional_encoding: str = "none"
+  flash: bool = False
 
   @nn.compact
   def __call__(
@@ -58,7 +61,7 @@ class MultiHeadAttention(nn.Module):
         "positional_encoding", self.positional_encoding, POSITIONAL_ENCODINGS
       )
     heads = nn.vmap(
-      SelfAttention,
+      FlashSelfAttention if self.flash else SelfAttention,
       # x, mask and start shared; the cache and the slope per head
       in_axes=(None, None, 0, None, 0),
       out_axes=0,

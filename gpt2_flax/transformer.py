@@ -32,6 +32,7 @@ ACTIVATIONS = {
   "gelu": functools.partial(nn.gelu, approximate=False),
   "relu": nn.relu,
 }
+ATTENTIONS = ("explicit", "flash")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -48,6 +49,8 @@ class GPT2Config:
     mlp_dim: F, the width inside the feed-forward; 0 means 4 * embed_dim.
     positional_encoding: "sinusoidal", "learned" (as published), "rotary", "alibi" or
       "none".
+    attention: how it is computed: "explicit", step by step; or "flash", the same in one
+      kernel where the device has one. It needs dropout_rate 0.
     dropout_rate: at GPT-2's three places: embeddings, attention weights, and what
       each block adds to the residual stream.
     dtype: of activations; parameters, softmax, norms' statistics and logits are
@@ -68,6 +71,7 @@ class GPT2Config:
   embed_dim: int = 768
   mlp_dim: int = 0
   positional_encoding: str = "sinusoidal"
+  attention: str = "explicit"
   dropout_rate: float = 0.0
   dtype: str = "float32"
   activation: str = "gelu_tanh"
@@ -106,6 +110,13 @@ class GPT2Config:
       raise InputError(
         f"model.embed_dim / model.num_heads is {self.head_dim}: must be even for"
         " model.positional_encoding=rotary"
+      )
+    if self.attention not in ATTENTIONS:
+      raise unknown_name("model.attention", self.attention, ATTENTIONS)
+    if self.attention == "flash" and self.dropout_rate:
+      raise InputError(
+        f"model.dropout_rate is {self.dropout_rate}: must be 0 for"
+        " model.attention=flash, which has no attention weights to drop"
       )
     if self.dtype not in DTYPES:
       raise unknown_name("model.dtype", self.dtype, DTYPES)
@@ -199,6 +210,7 @@ class Block(nn.Module):
       output_init=_residual_init(config),
       temperature=temperature,
       positional_encoding=config.positional_encoding,
+      flash=config.attention == "flash",
     )
     if config.feed_forward:
       self.feed_forward_norm = _layer_norm(config)

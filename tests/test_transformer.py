@@ -156,6 +156,7 @@ class LogitsTest(chex.TestCase):
     dict(positional_encoding="rotary", scale_attention_by_layer=True),
     dict(positional_encoding="alibi", scale_attention=False),
     dict(feed_forward=False),
+    dict(attention="flash", scale_attention_by_layer=True),
   )
   def test_equal_the_reference(self, **changes):
     model = tiny(**changes)
@@ -464,6 +465,7 @@ class GPT2ConfigTest(chex.TestCase):
     ("positional_encoding", "learnt", "learned"),
     ("dtype", "bfloat", "bfloat16"),
     ("activation", "gelu_than", "gelu_tanh"),
+    ("attention", "flush", "flash"),
   )
   def test_an_unknown_name_is_refused_with_the_nearest(self, field, value, nearest):
     message = f"unknown model.{field} '{value}': did you mean '{nearest}'"
@@ -478,6 +480,11 @@ class GPT2ConfigTest(chex.TestCase):
     message = "model.embed_dim / model.num_heads is 3: must be even for .*=rotary"
     with self.assertRaisesRegex(InputError, message):
       dataclasses.replace(TINY, embed_dim=6, positional_encoding="rotary")
+
+  def test_flash_attention_has_no_weights_to_drop(self):
+    message = "model.dropout_rate is 0.1: must be 0 for model.attention=flash"
+    with self.assertRaisesRegex(InputError, message):
+      dataclasses.replace(TINY, attention="flash", dropout_rate=0.1)
 
   def test_unknown_published_size(self):
     with self.assertRaisesRegex(InputError, "'mediun': did you mean 'medium'"):

@@ -126,6 +126,7 @@ def control_flow(config: GPT2Config) -> list[Step]:
     num_heads=_SIZES["H"],
     embed_dim=_SIZES["D"],
     mlp_dim=_SIZES["F"],
+    attention="explicit",  # one kernel would be one step
     dtype="float32",  # casts are no steps
   )
   model = GPT2(small)

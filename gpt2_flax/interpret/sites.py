@@ -7,6 +7,7 @@ come to each head under `nn.vmap`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+import dataclasses
 import re
 from typing import Any
 
@@ -106,6 +107,9 @@ def run(
       model never came by its site; or by that of a tap, unless all are asked for.
   """
   reached = set()
+  # Flash attention has no scores and weights to show; the explicit one is its equal.
+  explicit = dataclasses.replace(model.config, attention="explicit")
+  model = model.clone(config=explicit)
 
   def edit(module: nn.Module, site: str, value: jax.Array) -> jax.Array:
     reached.add(site)

@@ -291,7 +291,7 @@ def _with_source(values: dict[str, Any], source: GPT2Config) -> dict[str, Any]:
   """Model keys where the weights' own fill in what is not given, or given as 0."""
   merged = dataclasses.asdict(source)
   for name, value in values.items():
-    if name in ("dropout_rate", "dtype") or name not in merged:
+    if name in ("attention", "dropout_rate", "dtype") or name not in merged:
       merged[name] = value  # no matter of the weights, or refused by name later
     elif name == "context_length" and type(value) is int and value:
       if value > source.context_length:

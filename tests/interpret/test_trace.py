@@ -50,6 +50,14 @@ class TraceTest(chex.TestCase):
     chex.assert_trees_all_equal(logits, model.apply(params, TOKENS))
     chex.assert_type(logits, jnp.float32)
 
+  def test_flash_attention_is_traced_as_the_explicit_one(self):
+    flash = make_model(attention="flash")
+    _, params, logits, trace = traced()
+    found = interpret.trace(flash, params, TOKENS)
+    chex.assert_trees_all_equal(found, (logits, trace))
+    edited = interpret.edited(flash, params, [])
+    chex.assert_trees_all_equal(edited[0].apply(edited[1], TOKENS), logits)
+
   def test_jitted_the_logits_are_the_jitted_models_to_the_bit(self):
     model, params, _, _ = traced()
     trace = jax.jit(functools.partial(interpret.trace, model))

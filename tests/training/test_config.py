@@ -147,6 +147,12 @@ class InitFromTest(chex.TestCase):
     self.assertEqual(dataset.tokenizer.decode(dataset.tokenizer.encode("or")), "or")
     self.assertLess(len(dataset.tokenizer.encode("To be")), 5)
 
+  def test_how_it_is_computed_is_free(self):
+    config = self.config()
+    config.model.dropout_rate = 0.0
+    config.model.attention = "flash"
+    self.assertEqual(config_lib.parse(config)[0].model.attention, "flash")
+
   def test_dropout_dtype_and_a_shorter_context_are_free(self):
     config = self.config()
     config.model.context_length = 9

@@ -1,0 +1,174 @@
+"""Flash attention is the explicit one, in a single kernel where there is one."""
+
+import re
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.flash_attention import FlashSelfAttention
+from gpt2_flax.multihead_attention import MultiHeadAttention
+from gpt2_flax.self_attention import KeyValues, SelfAttention
+
+B, T, H, K, D = 2, 6, 3, 4, 5
+DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
+MASKS = {
+  "none": None,
+  "padding": np.array([[[0, 0, 1, 1, 1, 1]], [[1, 1, 1, 1, 1, 0]]], bool),
+  "documents": DOCUMENTS[:, :, None] == DOCUMENTS[:, None, :],
+}
+
+
+def inputs():
+  return np.random.default_rng(1).normal(size=(B, T, D)).astype("f4")
+
+
+def random_params(module):
+  """Large enough for a softmax far from uniform, and no bias zero."""
+  shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), inputs()))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+
+
+def both(**changes):
+  """The explicit module and the flash one; what has both names is compared."""
+  changes = dict(num_heads=H, head_dim=K) | changes
+  return MultiHeadAttention(**changes), MultiHeadAttention(**changes, flash=True)
+
+
+def out_and_gradients(module, params, mask=None):
+  """Of a loss that weighs each output differently, in params and in x."""
+  weigh = np.random.default_rng(2).normal(size=(B, T, D)).astype("f4")
+
+  @jax.jit
+  def run(params, x):
+    def loss(params, x):
+      out = module.apply(params, x, mask)
+      return jnp.sum(weigh * out.astype(jnp.float32)), out
+
+    grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+    return out, grads
+
+  return run(params, inputs())
+
+
+class EqualTest(chex.TestCase):
+  @parameterized.product(mask=tuple(MASKS), encoding=("none", "rotary", "alibi"))
+  def test_outputs_and_gradients(self, mask, encoding):
+    explicit, flash = both(positional_encoding=encoding)
+    params = random_params(explicit)
+    chex.assert_trees_all_equal_shapes_and_dtypes(random_params(flash), params)
+    chex.assert_trees_all_close(
+      out_and_gradients(flash, params, MASKS[mask]),
+      out_and_gradients(explicit, params, MASKS[mask]),
+      atol=2e-5,
+      rtol=1e-5,
+    )
+
+  @parameterized.parameters(
+    dict(causal=False), dict(temperature=3.0), dict(num_heads=1), dict(head_dim=2)
+  )
+  def test_whatever_the_head(self, **changes):
+    explicit, flash = both(**changes)
+    params = random_params(explicit)
+    chex.assert_trees_all_close(
+      out_and_gradients(flash, params, MASKS["padding"]),
+      out_and_gradients(explicit, params, MASKS["padding"]),
+      atol=2e-5,
+      rtol=1e-5,
+    )
+
+  @parameterized.parameters("none", "alibi")
+  def test_bfloat16_is_as_near_float32_as_the_explicit_one(self, encoding):
+    exact, _ = both(positional_encoding=encoding)
+    explicit, flash = both(positional_encoding=encoding, dtype=jnp.bfloat16)
+    params = random_params(exact)
+    expected = out_and_gradients(exact, params)
+
+    def error(module):
+      found = out_and_gradients(module, params)
+      chex.assert_type(found[0], jnp.bfloat16)
+      return max(
+        jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+      )
+
+    self.assertBetween(error(flash), 1e-4, max(0.05, 2 * error(explicit)))
+
+  def test_with_a_cache(self):
+    explicit, flash = both()
+    params, x = random_params(explicit), inputs()
+    cache = KeyValues(jnp.zeros((H, B, T, K)), jnp.zeros((H, B, T, K)))
+    for start, end in (0, 4), (4, T):
+      arguments = params, x[:, start:end], MASKS["padding"], cache, start
+      out, cache = flash.apply(*arguments)
+      chex.assert_trees_all_equal((out, cache), explicit.apply(*arguments))
+
+  def test_one_head_alone(self):
+    params = random_params(SelfAttention(K))
+    chex.assert_trees_all_close(
+      FlashSelfAttention(K).apply(params, inputs(), slope=jnp.float32(0.3)),
+      SelfAttention(K).apply(params, inputs(), slope=jnp.float32(0.3)),
+      atol=1e-5,
+    )
+
+
+class RefusalTest(chex.TestCase):
+  def test_dropout(self):
+    _, flash = both(dropout_rate=0.1)
+    with self.assertRaisesRegex(
+      InputError, "dropout_rate is 0.1: must be 0 with flash"
+    ):
+      flash.init(jax.random.key(0), inputs())
+
+
+class KernelTest(chex.TestCase):
+  """What an NVIDIA GPU would get, read off the program compiled for one elsewhere."""
+
+  def lowered(self, dtype=jnp.bfloat16, mask=None, capability="9.0", **changes):
+    _, flash = both(num_heads=4, head_dim=16, dtype=dtype, **changes)
+    x = jax.ShapeDtypeStruct((8, 32, 64), dtype)
+    params = nn.unbox(jax.eval_shape(flash.init, jax.random.key(0), x))
+
+    def loss(params, x):
+      return flash.apply(params, x, mask).astype(jnp.float32).sum()
+
+    device = mock.Mock(compute_capability=capability)
+    with (
+      mock.patch.object(jax, "devices", return_value=[device]),
+      mock.patch.object(cudnn, "check_cudnn_version", return_value=91000),
+    ):
+      traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x)
+      program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    return program.replace(r"\22", '"')
+
+  @parameterized.parameters(jnp.bfloat16, jnp.float16)
+  def test_is_cudnns_with_heads_where_it_wants_them(self, dtype):
+    program = self.lowered(dtype)
+    calls = re.findall(
+      r'call @__cudnn\$(\w+)\(.*"mask_type": "(\w+)".* : \((.*?)\) ->', program
+    )
+    self.assertEqual(
+      [(name, mask) for name, mask, _ in calls],
+      [("fmhaSoftmax", "CAUSAL"), ("fmhaSoftmaxBackward", "CAUSAL")],
+    )
+    for _, _, operands in calls:  # queries, keys and values: [B, T, H, K]
+      self.assertEqual(operands.split(", ")[:3], operands.split(", ")[:1] * 3)
+      self.assertTrue(operands.startswith("tensor<8x32x4x16x"), operands)
+    self.assertNotIn("32x32", program)  # no scores
+
+  @parameterized.parameters(
+    dict(dtype=jnp.float32),
+    dict(mask=np.ones((8, 1, 32), bool)),
+    dict(positional_encoding="alibi"),
+    dict(capability="7.5"),
+    dict(capability="gfx942"),  # AMD
+  )
+  def test_is_xlas_where_cudnns_does_not_fit(self, **changes):
+    self.assertNotIn("cudnn", self.lowered(**changes))
