@@ -78,7 +78,7 @@ def summed_cross_entropy(
     loss, _ = _loss_and_slopes(*chunk, table_VD, len(embedding_VD))
     return total + loss, None
 
-  zero = jnp.zeros((), jnp.float32)
+  zero = jnp.zeros_like(hidden_BTD, jnp.float32, shape=())
   chunks = _num_chunks(targets_BT, table_VD, num_devices)
   return _over_chunks(add, zero, hidden_BTD, targets_BT, chunks)[0]
 
@@ -102,7 +102,10 @@ def _forward(
     hidden_grad_BTD = jnp.einsum("BTV,VD->BTD", slopes_BTV, table_VD)
     return (total + loss, table_grad_VD), hidden_grad_BTD
 
-  zeros = jnp.zeros((), jnp.float32), jnp.zeros(table_VD.shape, jnp.float32)
+  zeros = (
+    jnp.zeros_like(hidden_BTD, jnp.float32, shape=()),
+    jnp.zeros_like(table_VD, jnp.float32),
+  )
   chunks = _num_chunks(targets_BT, table_VD, num_devices)
   (total, table_grad_VD), hidden_grad_BTD = _over_chunks(
     add, zeros, hidden_BTD, targets_BT, chunks

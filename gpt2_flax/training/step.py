@@ -81,7 +81,11 @@ def make_train_step(
   gradients of the sum are added up and divided once, so that pieces with fewer
   targets do not weigh more.
   """
-  num_devices = abstract.step.sharding.mesh.size
+  mesh = abstract.step.sharding.mesh
+  # Only copies of the model, and no randomness that would depend on their number:
+  # then each device computes by itself.
+  by_itself = mesh.shape["data"] == mesh.size and not model.config.dropout_rate
+  num_devices = 1 if by_itself else mesh.size  # that share what one program computes
 
   def gradients(params: Any, batch: Batch, rng: jax.Array):
     def loss(params: Any):
@@ -105,7 +109,7 @@ def make_train_step(
       return jax.tree.map(jnp.add, sums, gradients(params, *piece)), None
 
     zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
+      jnp.zeros_like,
       jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], pieces), rng),
     )
     return jax.lax.scan(add, zeros, (pieces, keys))[0]
@@ -119,11 +123,7 @@ def make_train_step(
     flat, unravel = ravel_pytree(accumulated(params, batch, rng))
     return unravel(jax.lax.psum(flat, "data"))
 
-  mesh = abstract.step.sharding.mesh
-  if (
-    mesh.size > 1 and mesh.shape["data"] == mesh.size and not model.config.dropout_rate
-  ):
-    # Only copies of the model, and no randomness that would depend on their number.
+  if mesh.size > 1 and by_itself:
     add_up = jax.shard_map(
       summed,
       mesh=mesh,

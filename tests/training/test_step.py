@@ -1,5 +1,9 @@
 """The training step: its loss, its accumulation, its care for bad batches."""
 
+import os
+import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 from absl.testing import parameterized
@@ -134,3 +138,38 @@ class StepTest(chex.TestCase):
     for _ in range(300):
       state, metrics = step(state, examples)
     self.assertLess(metrics["train/loss"], 0.02)
+
+
+ON_FOUR_DEVICES = """
+from gpt2_flax.training import loss as loss_lib
+from tests.training import test_step
+
+for pieces in 1, 2:
+  for logits_at_once in 2**28, 2 * 11:
+    loss_lib.LOGITS_AT_ONCE = logits_at_once
+    state, step, _ = test_step.setup(test_step.MODEL, pieces)
+    assert step.lower(state, test_step.batch(0)).as_text().count("num_partitions = 4")
+    for seed in range(3):
+      state, metrics = step(state, test_step.batch(seed))
+    print(f"{metrics['train/loss']:.5f} {metrics['train/grad_norm']:.4f}")
+"""
+
+
+class DevicesTest(chex.TestCase):
+  def test_several_take_the_step_of_one_in_pieces_and_chunks_too(self):
+    state, step, _ = setup(MODEL)
+    for seed in range(3):
+      state, metrics = step(state, batch(seed))
+    expected = f"{metrics['train/loss']:.5f} {metrics['train/grad_norm']:.4f}\n"
+    env = os.environ | {
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+      "JAX_PLATFORMS": "cpu",
+    }
+    result = subprocess.run(
+      [sys.executable, "-c", ON_FOUR_DEVICES],
+      env=env,
+      cwd=pathlib.Path(__file__).parents[2],
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(result.stdout, 4 * expected, result.stderr)
