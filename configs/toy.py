@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
   config.model.attention = "explicit"  # flash: one kernel, faster on accelerators
   config.model.dropout_rate = 0.0  # endless data cannot be learned by heart
   config.model.dtype = "float32"  # of activations; bfloat16 on accelerators
+  config.model.scan_layers = False  # True: deep models compile in one layer's time
+  config.model.remat = "none"  # computed twice, to save memory: none, dots, full
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "muon"  # adamw, lion or muon

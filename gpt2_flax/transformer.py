@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from gpt2_flax.dropout import Dropout
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.layer_stacking import REMAT_POLICIES, rematerialised, scan_blocks
 from gpt2_flax.linear import linear
 from gpt2_flax.multihead_attention import MultiHeadAttention
 from gpt2_flax.positional_encoding import POSITIONAL_ENCODINGS, PositionalEncoding
@@ -62,6 +63,10 @@ class GPT2Config:
     scale_attention: scores are divided by sqrt(head_dim) (as published).
     scale_attention_by_layer: and by the layer's number, counted from 1.
     feed_forward: False for attention-only blocks, for study.
+    scan_layers: one layer is compiled instead of each, to train deep models: see
+      `layer_stacking`. The results are the same, up to dropout's draws.
+    remat: what the backward pass does not find kept, it computes again: "none" of it,
+      "dots" (only products with weights are kept) or "full" (nothing is kept).
   """
 
   vocab_size: int = 50_257
@@ -80,6 +85,8 @@ class GPT2Config:
   scale_attention: bool = True
   scale_attention_by_layer: bool = False
   feed_forward: bool = True
+  scan_layers: bool = False
+  remat: str = "none"
 
   def __post_init__(self):
     for name in (
@@ -126,6 +133,13 @@ class GPT2Config:
       raise InputError(
         f"model.layer_norm_epsilon is {self.layer_norm_epsilon}: must be in (0, 1)"
       )
+    if self.scan_layers and self.scale_attention_by_layer:
+      raise InputError(
+        "model.scan_layers is True: must be False where"
+        " model.scale_attention_by_layer is True, since no two layers are alike"
+      )
+    if self.remat not in REMAT_POLICIES:
+      raise unknown_name("model.remat", self.remat, REMAT_POLICIES)
 
   @classmethod
   def published(cls, size: str, **changes) -> "GPT2Config":
@@ -138,6 +152,11 @@ class GPT2Config:
   @property
   def head_dim(self) -> int:
     return self.embed_dim // self.num_heads
+
+  @property
+  def plain(self) -> "GPT2Config":
+    """The same model as it is saved: its layers apart, and nothing computed twice."""
+    return dataclasses.replace(self, scan_layers=False, remat="none")
 
 
 def _layer_norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
@@ -266,7 +285,11 @@ class GPT2(nn.Module):
       config.positional_encoding, config.context_length
     )
     self.dropout = Dropout(config.dropout_rate)
-    self.blocks = [Block(config, layer) for layer in range(config.num_layers)]
+    block = rematerialised(Block, config.remat, config.scan_layers)
+    if config.scan_layers:
+      self.blocks = block(config)
+    else:
+      self.blocks = [block(config, layer) for layer in range(config.num_layers)]
     self.final_norm = _layer_norm(config)
 
   def __call__(
@@ -290,7 +313,7 @@ class GPT2(nn.Module):
       float32 [B, T, V], or that and the extended cache where one was given.
 
     Raises:
-      InputError: T exceeds context_length.
+      InputError: T exceeds context_length, or a cache meets scan_layers.
     """
     hidden_BTD = self.hidden(tokens_BT, positions, mask, cache, start)
     if cache is not None:
@@ -309,6 +332,14 @@ class GPT2(nn.Module):
     if positions is None:
       positions = start + jnp.arange(tokens_BT.shape[1])[None]
     x_BTD = self.embed(tokens_BT, positions)
+    if self.config.scan_layers:
+      if cache is not None:
+        raise InputError(
+          "model.scan_layers is True: must be False with a cache (`GPT2Config.plain`,"
+          " `layer_stacking.unstack_layers`)"
+        )
+      x_BTD = scan_blocks(self.blocks, self.config.num_layers, x_BTD, mask)
+      return self.final_norm(x_BTD)
     extended = []
     for layer, block in enumerate(self.blocks):
       if cache is None:

@@ -48,9 +48,9 @@ def _sealed(content: dict) -> dict:
 class Checkpoints:
   """The checkpoints of one run, newest last.
 
-  Each holds the `TrainState` (params, optimizer state, step, rng), the position in
-  the data, the config, and a fingerprint of every array: the file format alone
-  would let a flipped bit through.
+  Each holds the `TrainState` (params, optimizer state, step, rng) with its layers
+  unstacked, the position in the data, the config, and a fingerprint of every array: the
+  file format alone would let a flipped bit through.
   """
 
   def __init__(

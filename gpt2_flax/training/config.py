@@ -284,14 +284,17 @@ def source_model(folder: pathlib.Path) -> GPT2Config:
   path = folder / hub_folder.CONFIG
   if not is_run(folder):
     return hub_folder.read_config(path)
-  return from_dict(hub_folder.read_json(path)).model
+  return from_dict(hub_folder.read_json(path)).model.plain
+
+
+FREE_OF_WEIGHTS = ("attention", "dropout_rate", "dtype", "scan_layers", "remat")
 
 
 def _with_source(values: dict[str, Any], source: GPT2Config) -> dict[str, Any]:
   """Model keys where the weights' own fill in what is not given, or given as 0."""
   merged = dataclasses.asdict(source)
   for name, value in values.items():
-    if name in ("attention", "dropout_rate", "dtype") or name not in merged:
+    if name in FREE_OF_WEIGHTS or name not in merged:
       merged[name] = value  # no matter of the weights, or refused by name later
     elif name == "context_length" and type(value) is int and value:
       if value > source.context_length:
@@ -316,13 +319,15 @@ def _require_same_tokens(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) 
     )
 
 
-# What may change when a run goes on: nothing that would change its numbers, except
-# that it may go on for longer.
+# What may change when a run goes on: nothing that would change its numbers by more than
+# rounding (and dropout's draws, by scan_layers), except that it may go on for longer.
 MAY_CHANGE = (
   "profile",
   "eval",
   "checkpoint",
   "mesh",
+  "model.scan_layers",
+  "model.remat",
   "train.num_steps",
   "train.log_every_steps",
 )

@@ -14,6 +14,7 @@ from gpt2_flax.datasets import Dataset, floor
 from gpt2_flax.datasets.dataset import as_batch
 from gpt2_flax.datasets.pipeline import validation_batches, validation_windows
 from gpt2_flax.errors import InputError
+from gpt2_flax.layer_stacking import unstack_layers
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.step import make_eval_step
 from gpt2_flax.transformer import GPT2
@@ -33,8 +34,8 @@ class Evaluator:
     config: ExperimentConfig,
     sharding: NamedSharding,
   ):
-    self._model, self._dataset, self._config = model, dataset, config
-    self._sharding = sharding
+    self._dataset, self._config, self._sharding = dataset, config, sharding
+    self._plain_model = GPT2(model.config.plain)  # decoding wants layers unrolled
     self._eval_step = make_eval_step(model)
     self._windows = validation_windows(dataset, config.eval.num_windows)
 
@@ -63,8 +64,8 @@ class Evaluator:
     prompt = [start_id if start_id is not None else int(self._windows[0, 0])]
     with jax.transfer_guard("allow"):  # a prompt and its text do cross over
       rows = generation.generate(
-        self._model,
-        params,
+        self._plain_model,
+        unstack_layers(params),
         [prompt] * num_samples,
         num_tokens=self._config.eval.sample_tokens,
         key=jax.random.key(seed),

@@ -12,6 +12,7 @@ import jax
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.pipeline import train_batches
 from gpt2_flax.errors import RunError
+from gpt2_flax.layer_stacking import stack_layers, unstack_layers
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
@@ -22,7 +23,12 @@ from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.profile import Profile
 from gpt2_flax.training.progress import Progress
 from gpt2_flax.training.signals import StopSignals
-from gpt2_flax.training.step import abstract_state, init_state, make_train_step
+from gpt2_flax.training.step import (
+  abstract_state,
+  init_state,
+  make_train_step,
+  shardings,
+)
 from gpt2_flax.training.workdir import load_params, open_workdir
 from gpt2_flax.transformer import GPT2, num_params
 
@@ -84,6 +90,8 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
   schedule = learning_rate_schedule(config.optimizer, num_steps)
   optimizer = make_optimizer(config.optimizer, schedule)
   abstract = abstract_state(model, optimizer, mesh)
+  plain_model = GPT2(config.model.plain)  # as it begins, and is saved: layers unstacked
+  plain_abstract = abstract_state(plain_model, optimizer, mesh)
   train_step = make_train_step(
     model, optimizer, schedule, abstract, config.train.accumulation_steps
   )
@@ -97,15 +105,17 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     checkpoints = stack.enter_context(
       Checkpoints(workdir / "checkpoints", config.checkpoint)
     )
-    restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore(plain_abstract)
     if restored:
       state, data_position = restored
       batches.set_state(data_position)
     else:
-      state = init_state(model, optimizer, config.train.seed, abstract)
+      state = init_state(plain_model, optimizer, config.train.seed, plain_abstract)
       if config.init_from:
-        params = load_params(config.init_from, abstract.params)
+        params = load_params(config.init_from, plain_abstract.params)
         state = state.replace(params=params)
+    if config.model.scan_layers:
+      state = jax.jit(stack_layers, out_shardings=shardings(abstract))(state)
     step = int(state.step)
     writer = stack.enter_context(MetricsWriter(workdir, start_step=step))
     progress = stack.enter_context(Progress(num_steps, start_step=step))
@@ -125,7 +135,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
 
     def save() -> None:
       meter.flush()  # raises if this step was a bad one
-      checkpoints.save(state, batches.get_state(), config.to_dict())
+      checkpoints.save(unstack_layers(state), batches.get_state(), config.to_dict())
       meter.kept = step
 
     # --- The loop ----------------------------------------------------------------

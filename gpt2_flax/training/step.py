@@ -47,6 +47,11 @@ def _init(
   )
 
 
+def shardings(abstract: TrainState) -> TrainState:
+  """The sharding of each leaf alone."""
+  return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
 def abstract_state(
   model: GPT2, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
@@ -61,9 +66,9 @@ def init_state(
   abstract: TrainState,
 ) -> TrainState:
   """A fresh state, made in place on the devices that `abstract` says."""
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   make = jax.jit(
-    lambda: nn.meta.unbox(_init(model, optimizer, seed)), out_shardings=shardings
+    lambda: nn.meta.unbox(_init(model, optimizer, seed)),
+    out_shardings=shardings(abstract),
   )
   return make()
 
@@ -154,8 +159,9 @@ def make_train_step(
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     return state, metrics
 
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+  return jax.jit(
+    train_step, donate_argnums=0, out_shardings=(shardings(abstract), None)
+  )
 
 
 def make_eval_step(

@@ -65,7 +65,7 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
     raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
   config = from_dict(hub_folder.read_json(workdir / "config.json"))
   tokenizer = tokenizers.load(workdir / "tokenizer.json")
-  model = GPT2(config.model)
+  model = GPT2(config.model.plain)
   schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
   optimizer = make_optimizer(config.optimizer, schedule)
   abstract = abstract_state(model, optimizer, one_device_mesh())
