@@ -93,4 +93,5 @@ class MultiHeadAttention(nn.Module):
 
   def concatenate(self, out_HBTK: jax.Array) -> jax.Array:
     """Heads side by side, in order: [H, B, T, K] -> [B, T, H * K]."""
-    return jnp.concatenate(list(out_HBTK), axis=-1)
+    out_BTHK = jnp.moveaxis(out_HBTK, 0, 2)
+    return out_BTHK.reshape(*out_BTHK.shape[:2], -1)

@@ -180,6 +180,18 @@ def _residual_init(config: GPT2Config) -> nn.initializers.Initializer:
   return nn.initializers.normal(0.02 / num_additions**0.5)
 
 
+class TokenEmbedding(nn.Embed):
+  """A vector for each token.
+
+  Devices that share the table by its width (see `training/mesh.py`) bring it together
+  where it is used, in place of the whole batch.
+  """
+
+  def setup(self):
+    super().setup()
+    self.embedding = nn.with_logical_constraint(self.embedding, ("vocab", None))
+
+
 class FeedForward(nn.Module):
   """What a token makes of what it has read: D -> F -> D, position by position.
 
@@ -244,6 +256,8 @@ class Block(nn.Module):
     start: jax.typing.ArrayLike = 0,
   ):
     """[B, T, D] -> [B, T, D]; arguments and returns as in `SelfAttention`."""
+    # Where devices share a batch, each keeps its rows, and weights come to it.
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", None, None))
     attended_BTD = self.attention(self.attention_norm(x_BTD), mask, cache, start)
     if cache is not None:
       attended_BTD, cache = attended_BTD
@@ -268,7 +282,7 @@ class GPT2(nn.Module):
     config = self.config
 
     def embedding():
-      return nn.Embed(
+      return TokenEmbedding(
         config.vocab_size,
         config.embed_dim,
         dtype=config.dtype,

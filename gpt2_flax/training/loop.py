@@ -17,7 +17,7 @@ from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
 from gpt2_flax.training.flops import flops_per_token, peak_flops
-from gpt2_flax.training.mesh import batch_sharding, make_mesh
+from gpt2_flax.training.mesh import batch_sharding, make_mesh, spread_over
 from gpt2_flax.training.metrics import MetricsWriter, plot_loss
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.profile import Profile
@@ -139,6 +139,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       meter.kept = step
 
     # --- The loop ----------------------------------------------------------------
+    stack.enter_context(spread_over(mesh))
     # Whatever it moves between host and device, it moves by name.
     stack.enter_context(jax.transfer_guard("disallow"))
     while step < num_steps and not stop.received:

@@ -1,6 +1,7 @@
 """Devices as a mesh, and which logical axis of an array is split over which part."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 from typing import Any
 
 from flax import linen as nn
@@ -9,8 +10,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.training.config import MeshConfig, TrainConfig
+from gpt2_flax.transformer import GPT2Config
 
-# The one place that says how the model is laid out over devices.
+# The one place that says how the model is laid out over devices: each named axis, of
+# parameters and of activations, is split over these parts of the mesh.
 LOGICAL_AXIS_RULES = (
   ("batch", ("data", "fsdp")),
   ("heads", "tensor"),
@@ -19,6 +22,7 @@ LOGICAL_AXIS_RULES = (
   ("embed", "fsdp"),
   ("head_dim", None),
   ("position", None),
+  ("layers", None),
 )
 
 
@@ -59,21 +63,52 @@ def _mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
   )
 
 
+@contextlib.contextmanager
+def spread_over(mesh: Mesh) -> Iterator[None]:
+  """While entered, what is compiled splits activations as LOGICAL_AXIS_RULES say.
+
+  Without it the compiler is free to, and under fsdp brings together batches in place
+  of weights. Not for `init`, whose arrays `place` lays out.
+  """
+  with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
+    yield
+
+
+def require_fit(model: GPT2Config, mesh: Mesh) -> None:
+  """Raises InputError unless each device gets an equal share of heads and features."""
+  for name, size, axis in (
+    ("num_heads", model.num_heads, "tensor"),
+    ("mlp_dim", model.mlp_dim or 4 * model.embed_dim, "tensor"),
+    ("embed_dim", model.embed_dim, "fsdp"),
+  ):
+    if size % mesh.shape[axis]:
+      raise InputError(
+        f"model.{name} is {size}: must be divisible by mesh.{axis}, which is"
+        f" {mesh.shape[axis]}"
+      )
+
+
 def place(named: Any, mesh: Mesh) -> Any:
   """A tree of abstract arrays with axis names -> the same unnamed, with shardings.
 
-  Arrays without names (step counters, keys) are copied to every device.
+  Arrays without names (step counters, keys) are copied to every device. So is a
+  vocabulary in the direction of `tensor` where the devices there cannot share it
+  equally, as GPT-2's 50,257 tokens; its logits are split all the same.
   """
 
   def place_node(node: Any) -> Any:
     names = node.names if isinstance(node, nn.LogicallyPartitioned) else ()
-    spec = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES)
-    return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
-      ),
-      nn.meta.unbox(node),
-    )
+    axes = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES)
+
+    def place_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+      shared = [
+        None if name == "vocab" and size % mesh.shape[axis] else axis
+        for name, size, axis in zip(names, leaf.shape, axes, strict=names != ())
+      ]
+      sharding = NamedSharding(mesh, PartitionSpec(*shared))
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place_leaf, nn.meta.unbox(node))
 
   def is_named(node: Any) -> bool:
     return isinstance(node, nn.LogicallyPartitioned)

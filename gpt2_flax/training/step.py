@@ -13,7 +13,7 @@ import optax
 
 from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.training.loss import summed_loss
-from gpt2_flax.training.mesh import place
+from gpt2_flax.training.mesh import place, require_fit
 from gpt2_flax.transformer import GPT2
 
 
@@ -55,7 +55,12 @@ def shardings(abstract: TrainState) -> TrainState:
 def abstract_state(
   model: GPT2, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-  """Shape, dtype and sharding of each leaf of the state, with nothing computed."""
+  """Shape, dtype and sharding of each leaf of the state, with nothing computed.
+
+  Raises:
+    InputError: the mesh cannot share the model equally.
+  """
+  require_fit(model.config, mesh)
   return place(jax.eval_shape(lambda: _init(model, optimizer, seed=0)), mesh)
 
 
