@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import functools
 from typing import Any
 
+from flax import linen as nn
 import jax
 from jax.sharding import NamedSharding
 import numpy as np
@@ -62,7 +63,10 @@ class Evaluator:
     """Token ids, int [num_samples, 1 + eval.sample_tokens], the start token first."""
     start_id = self._dataset.tokenizer.start_id
     prompt = [start_id if start_id is not None else int(self._windows[0, 0])]
-    with jax.transfer_guard("allow"):  # a prompt and its text do cross over
+    with (
+      jax.transfer_guard("allow"),  # a prompt and its text do cross over
+      nn.logical_axis_rules(()),  # and its rows may be fewer than devices
+    ):
       rows = generation.generate(
         self._plain_model,
         unstack_layers(params),

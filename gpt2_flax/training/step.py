@@ -130,7 +130,8 @@ def make_train_step(
     Left to itself, the compiler adds up each array on its own, for each piece.
     """
     params = jax.lax.pcast(params, "data", to="varying")  # each device its own copy
-    flat, unravel = ravel_pytree(accumulated(params, batch, rng))
+    with nn.logical_axis_rules(()):  # nothing in here is split
+      flat, unravel = ravel_pytree(accumulated(params, batch, rng))
     return unravel(jax.lax.psum(flat, "data"))
 
   if mesh.size > 1 and by_itself:

@@ -1,8 +1,9 @@
 """Whatever the mesh of eight devices, it computes what one device computes.
 
-Needs eight devices, so `test_sharding.py` runs this in processes of its own.
+Needs eight devices, so `test_sharding.py` runs this in a process of its own.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 from absl.testing import parameterized
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
@@ -37,6 +40,7 @@ from gpt2_flax.training.step import (
   shardings,
   TrainState,
 )
+from gpt2_flax.training.workdir import load_run
 from gpt2_flax.transformer import GPT2
 
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]
@@ -49,15 +53,13 @@ STEPS, BATCH, LENGTH, HEADS, EMBED, MLP = 20, 24, 10, 8, 32, 56
 def make_config(**model):
   config = toy.get_config()
   config.model.update(
-    dict(
-      context_length=LENGTH,
-      num_layers=1,
-      num_heads=HEADS,
-      embed_dim=EMBED,
-      mlp_dim=MLP,
-      **model,
-    )
+    num_layers=1,
+    num_heads=HEADS,
+    embed_dim=EMBED,
+    mlp_dim=MLP,
+    context_length=LENGTH,
   )
+  config.model.update(model)
   config.optimizer.warmup_steps = 5
   config.train.num_steps = STEPS
   config.train.batch_size = BATCH
@@ -100,9 +102,12 @@ def run(shape, optimizer_name="adamw", **model_changes) -> Run:
   batches = train_dataset(dataset, BATCH, seed=0)
   abstract = abstract_state(model, optimizer, mesh)
   evaluator = Evaluator(model, dataset, config, batch_sharding(mesh))
-  state = begin(model.config.plain, optimizer)
+  params = first_params(GPT2(config.model.plain))
   if config.model.scan_layers:
-    state = stack_layers(state)
+    params = stack_layers(params)
+  state = TrainState(
+    jnp.int32(0), params, jax.jit(optimizer.init)(params), jax.random.key(0)
+  )
   state = jax.device_put(state, shardings(abstract))
   with spread_over(mesh):
     train_step = make_train_step(model, optimizer, schedule, abstract)
@@ -116,11 +121,12 @@ def run(shape, optimizer_name="adamw", **model_changes) -> Run:
   return Run(np.array(losses), state, train_step.as_text(), evaluator, mesh)
 
 
-def begin(config, optimizer) -> TrainState:
+@functools.cache
+def first_params(model: GPT2) -> Any:
   """The same for all meshes: drawn on one device."""
-  mesh = one_device_mesh()
-  abstract = abstract_state(GPT2(config), optimizer, mesh)
-  return init_state(GPT2(config), optimizer, 0, abstract)
+  rule = optax.sgd(1.0)
+  abstract = abstract_state(model, rule, one_device_mesh())
+  return jax.device_get(init_state(model, rule, 0, abstract).params)
 
 
 def sizes(program: str) -> set[int]:
@@ -155,3 +161,72 @@ class EveryShapeTest(chex.TestCase):
     whole_batch = {BATCH, BATCH * LENGTH}
     self.assertEqual(bool(found & whole_batch), data * fsdp == 1)
     self.assertEqual(MLP in found, tensor == 1)
+
+
+class DeepTest(chex.TestCase):
+  def test_scanned_and_computed_twice_under_muon(self):
+    changes = dict(scan_layers=True, remat="dots")
+    found = run((2, 2, 2), "muon", num_layers=2, **changes)
+    expected = run(ONE, "muon", num_layers=2)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
+    self.assertNotIn(BATCH, sizes(found.program))
+    self.assertNotIn(MLP, sizes(found.program))
+
+
+class EvaluationTest(chex.TestCase):
+  @parameterized.parameters((2, 2, 2), (1, 8, 1))
+  def test_losses_and_texts_are_those_of_one_device(self, *shape):
+    trained = run(shape)
+    on_one = jax.device_put(trained.state.params, jax.devices()[0])
+    expected = run(ONE).evaluator
+    with spread_over(trained.mesh):
+      losses = trained.evaluator.losses(trained.state.params)
+      samples = trained.evaluator.samples(trained.state.params, 3, seed=5)
+    self.assertAlmostEqual(
+      losses["val/loss"], expected.losses(on_one)["val/loss"], places=5
+    )
+    np.testing.assert_array_equal(samples, expected.samples(on_one, 3, seed=5))
+
+
+class CheckpointTest(chex.TestCase):
+  def test_what_one_mesh_saves_every_other_restores(self):
+    saved = run((2, 2, 2))
+    config, _ = parse(make_config())
+    optimizer = make_optimizer(
+      dataclasses.replace(config.optimizer, name="adamw"), lambda step: 0.0
+    )
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    with Checkpoints(folder, CheckpointConfig(every_steps=1, keep=2)) as checkpoints:
+      checkpoints.save(saved.state, {"next_index": 7}, {})
+      checkpoints.wait()
+      for shape in (ONE, *SHAPES):
+        mesh = mesh_of(shape, config.train)
+        abstract = abstract_state(GPT2(config.model), optimizer, mesh)
+        state, position = checkpoints.restore(abstract)
+        chex.assert_trees_all_equal(bits(state), bits(saved.state))
+        self.assertEqual(position, {"next_index": 7})
+        jax.tree.map(
+          lambda leaf, like: self.assertEqual(leaf.sharding, like.sharding),
+          state,
+          abstract,
+        )
+
+
+class WholeRunTest(chex.TestCase):
+  def test_train_on_a_mesh_leaves_what_one_device_would(self):
+    values = make_config(scan_layers=True, remat="full")
+    values.optimizer.name = "adamw"
+    values.mesh = dict(data=-1, fsdp=2, tensor=2)
+    config, dataset = parse(values)
+    workdir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    loop.train(config, dataset, workdir)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    losses = [r["train/loss"] for r in records if "train/loss" in r]
+    expected = run(ONE)
+    np.testing.assert_allclose(losses, expected.losses, rtol=1e-5)
+    (evaluated,) = [r["val/loss"] for r in records if "val/loss" in r]
+    _, params, _ = load_run(workdir)  # on one device, its layers unstacked
+    for same in (params, expected.state.params):
+      loss = expected.evaluator.losses(same)["val/loss"]
+      self.assertAlmostEqual(evaluated, loss, places=5)

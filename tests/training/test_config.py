@@ -67,6 +67,8 @@ class ParseTest(chex.TestCase):
     ("model", "embed_dim", 63, "model.embed_dim is 63: must be divisible"),
     ("model", "positional_encoding", "sinus", "did you mean 'sinusoidal'"),
     ("model", "embed_dims", 64, "'embed_dims': did you mean 'embed_dim'"),
+    ("model", "remat", "all", "unknown model.remat 'all': allowed: dots, full, none"),
+    ("model", "scan_layers", 1, "model.scan_layers is 1: must be of type bool"),
     ("data", "name", "grammer", "unknown data.name 'grammer': did you mean 'grammar'"),
     ("data", "seed", -1, "data.seed is -1: must be 0 or more"),
     ("eval", "num_windows", 0, "must be at least 1 for data.name=grammar"),
@@ -153,15 +155,19 @@ class InitFromTest(chex.TestCase):
     config.model.attention = "flash"
     self.assertEqual(config_lib.parse(config)[0].model.attention, "flash")
 
-  def test_dropout_dtype_and_a_shorter_context_are_free(self):
+  def test_what_is_no_matter_of_the_weights_and_a_shorter_context_are_free(self):
     config = self.config()
     config.model.context_length = 9
     config.model.dropout_rate = 0.25
     config.model.dtype = "bfloat16"
+    with config.unlocked():
+      config.model.scan_layers = True
+      config.model.remat = "dots"
     model = config_lib.parse(config)[0].model
     self.assertEqual(
       (model.context_length, model.dropout_rate, model.dtype), (9, 0.25, "bfloat16")
     )
+    self.assertEqual((model.scan_layers, model.remat), (True, "dots"))
 
   @parameterized.parameters(
     ("context_length", 17, "model.context_length is 17: must be at most 16"),
@@ -207,6 +213,8 @@ class DifferencesTest(chex.TestCase):
     now.train.num_steps += 1
     now.eval.every_steps += 1
     now.mesh.fsdp = 2
+    now.model.scan_layers = True
+    now.model.remat = "full"
     experiments = [config_lib.parse(config)[0] for config in (before, now)]
     self.assertEqual(config_lib.differences(*experiments), [])
 

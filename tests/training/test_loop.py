@@ -1,17 +1,22 @@
 """The loop's meter: reads one step behind, so that the device never waits for it."""
 
+import json
 import pathlib
 import tempfile
 from unittest import mock
 
 import chex
 import jax
+import numpy as np
 
 from configs import toy
+from gpt2_flax.datasets.pipeline import train_dataset
 from gpt2_flax.errors import RunError
 from gpt2_flax.training import loop
 from gpt2_flax.training.config import parse
+from gpt2_flax.training.loss import summed_loss
 from gpt2_flax.training.metrics import MetricsWriter
+from gpt2_flax.training.workdir import load_run
 
 
 def metrics(loss: float, grad_norm: float = 1.0) -> dict[str, float]:
@@ -53,3 +58,44 @@ class MeterTest(chex.TestCase):
       with self.assertRaisesRegex(RunError, "at step 8: .*good checkpoint: step 7"):
         self.meter.flush()
       self.assertEqual(self.records, [])
+
+
+class ScanLayersTest(chex.TestCase):
+  """How layers are compiled may change from one day to the next."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def train(
+    self, name: str, num_steps: int, init_from: str = "", **model
+  ) -> list[float]:
+    """Losses of all steps until now, which are num_steps."""
+    config = toy.get_config()
+    small = dict(num_layers=2, num_heads=2, embed_dim=8, context_length=6)
+    config.model.update(small, **model)
+    config.init_from = init_from
+    config.train.update(num_steps=num_steps, batch_size=8, log_every_steps=1)
+    config.optimizer.warmup_steps = 2
+    config.eval.update(num_windows=8, sample_tokens=3)
+    experiment, self.dataset = parse(config)
+    loop.train(experiment, self.dataset, self.folder / name)
+    lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [r["train/loss"] for r in records if "train/loss" in r]
+
+  def test_a_run_goes_on_with_or_without(self):
+    stacked = dict(scan_layers=True, remat="dots")
+    plain = self.train("plain", 3), self.train("plain", 6)
+    there = self.train("there", 3), self.train("there", 6, **stacked)
+    back = self.train("back", 3, **stacked), self.train("back", 6)
+    for found in (there, back):
+      for losses, expected in zip(found, plain, strict=True):
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    self.assertLen(plain[1], 6)
+
+    (loss,) = self.train("tuned", 1, str(self.folder / "back"), **stacked)
+    model, params, _ = load_run(self.folder / "back")
+    batch = train_dataset(self.dataset, 8, seed=0)[0]
+    total, count = summed_loss(model, params, batch)
+    self.assertAlmostEqual(loss, float(total / count), places=5)

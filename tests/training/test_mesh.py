@@ -67,3 +67,36 @@ class MeshTest(chex.TestCase):
     )
     self.assertEqual(state.rng.dtype, jax.random.key(0).dtype)
     self.assertEqual(state.step.dtype, jnp.int32)
+
+  def test_a_vocabulary_that_cannot_be_shared_is_copied(self):
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    for vocab_size, spec in ((8, P("tensor", "fsdp")), (9, P(None, "fsdp"))):
+      state = abstract_state(
+        GPT2(GPT2Config(vocab_size, 4, num_layers=1, num_heads=2, embed_dim=8)),
+        optax.adamw(0.1),
+        mesh,
+      )
+      for tree in (state.params, state.opt_state[0].nu):
+        table = tree["params"]["token_embedding"]["embedding"]
+        self.assertEqual(table.sharding.spec, spec)
+
+  @parameterized.parameters(
+    ((1, 1, 8), {}, "model.num_heads is 12: must be divisible by mesh.tensor"),
+    ((1, 5, 1), {}, "model.embed_dim is 768: must be divisible by mesh.fsdp"),
+    ((1, 1, 4), dict(mlp_dim=30), "model.mlp_dim is 30: must be .* which is 4"),
+  )
+  def test_heads_and_features_are_shared_equally_or_refused(
+    self, shape, changes, message
+  ):
+    mesh = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor"))
+    model = GPT2(GPT2Config.published("small", **changes))
+    with self.assertRaisesRegex(InputError, message):
+      abstract_state(model, optax.adamw(0.1), mesh)
+
+  def test_stacked_layers_lie_where_each_layer_would(self):
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    config = GPT2Config(8, 4, num_layers=3, num_heads=2, embed_dim=8, scan_layers=True)
+    state = abstract_state(GPT2(config), optax.adamw(0.1), mesh)
+    kernel = state.params["params"]["blocks"]["feed_forward"]["expand"]["kernel"]
+    self.assertEqual(kernel.shape, (3, 8, 32))
+    self.assertEqual(kernel.sharding.spec, P(None, "fsdp", "tensor"))
