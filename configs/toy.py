@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # copies of the model; -1: one on each device left
-  config.mesh.fsdp = 1  # devices that share a copy's parameters
-  config.mesh.tensor = 1  # devices that share each layer's heads and features
+  config.mesh.fsdp = 1  # devices that share a copy's parameters; divides embed_dim
+  config.mesh.tensor = 1  # that share a layer's heads and features; divides num_heads
 
   return config.lock()

@@ -120,8 +120,10 @@ class MeshConfig:
   Attributes:
     data: copies of the model, each with its share of the batch; -1 takes all
       devices that are left.
-    fsdp: the batch is split here too, and each parameter over its embed axis.
-    tensor: heads, feed-forward and vocabulary are split.
+    fsdp: the batch is split here too, and each parameter over its embed axis; must
+      divide model.embed_dim.
+    tensor: heads, feed-forward and vocabulary are split; must divide model.num_heads
+      and model.mlp_dim. A vocabulary that it does not divide is stored whole.
   """
 
   data: int

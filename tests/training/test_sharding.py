@@ -17,7 +17,7 @@ class ShardingTest(chex.TestCase):
   def test_on_eight_devices(self):
     tests = pathlib.Path(__file__).with_name("eight_devices.py")
     done = subprocess.run(
-      [sys.executable, "-m", "pytest", "-n", "0", str(tests)],
+      [sys.executable, "-m", "pytest", "-n", "0", "-s", str(tests)],
       env={**os.environ, "XLA_FLAGS": " ".join(FLAGS), "JAX_PLATFORMS": "cpu"},
       capture_output=True,
       text=True,
