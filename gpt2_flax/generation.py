@@ -161,6 +161,16 @@ def prefill(
   return Decoding(cache, jnp.int32(length), padding_B, logits_BV, seen_BV, done_B)
 
 
+def _swap_heads(params: Any) -> Any:
+  """The heads' kernels [H, D, K] <-> [D, H, K], which is one matrix of all heads."""
+
+  def swap(path: tuple, leaf: jax.Array) -> jax.Array:
+    names = [key.key for key in path]
+    return leaf.swapaxes(0, 1) if {"heads", "kernel"} <= set(names) else leaf
+
+  return jax.tree_util.tree_map_with_path(swap, params)
+
+
 @functools.partial(
   jax.jit, static_argnames=("model", "sampling", "stop_ids"), donate_argnames="state"
 )
@@ -187,6 +197,10 @@ def decode(
     The state, and int32 [B, CHUNK]; -1 after a row has ended.
   """
 
+  # XLA multiplies a token with all heads at once, for which it rearranges the kernels:
+  # done here, and kept from being undone by the barrier, that is not at every token.
+  one_matrix = _swap_heads(params)
+
   def unfinished(carry: tuple) -> jax.Array:
     state, _, step = carry
     return (step < num_tokens) & ~state.done_B.all()
@@ -196,6 +210,7 @@ def decode(
     token_key = jax.random.fold_in(key, num_made + step)
     token_B = sample_token(token_key, state.logits_BV, sampling, state.seen_BV)
     out = out.at[:, step].set(jnp.where(state.done_B, -1, token_B))
+    params = _swap_heads(jax.lax.optimization_barrier(one_matrix))
     logits_BV, cache = _next_logits(
       model, params, token_B[:, None], state.cache, state.slot, state.padding_B
     )

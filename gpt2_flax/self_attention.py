@@ -25,6 +25,23 @@ class KeyValues(NamedTuple):
   key: jax.Array
   value: jax.Array
 
+  def extended(
+    self, key_BTK: jax.Array, value_BTK: jax.Array, start: jax.typing.ArrayLike
+  ) -> "KeyValues":
+    """With these in the T slots from `start` on.
+
+    Each slot chooses, which XLA does in place; `dynamic_update_slice` would become a
+    scatter under vmap, which copies the whole cache several times.
+    """
+    index_S = jnp.arange(self.key.shape[1]) - start
+    is_new_S = (index_S >= 0) & (index_S < key_BTK.shape[1])
+
+    def place(cached_BSK: jax.Array, new_BTK: jax.Array) -> jax.Array:
+      new_BSK = jnp.take(new_BTK, index_S, axis=1, mode="clip")
+      return jnp.where(is_new_S[None, :, None], new_BSK, cached_BSK)
+
+    return KeyValues(place(self.key, key_BTK), place(self.value, value_BTK))
+
 
 def causal_mask(num_queries: int, num_keys: int, start: jax.typing.ArrayLike = 0):
   """bool [1, T, S]: True where query t, which stands at slot start + t, may look."""
@@ -99,11 +116,7 @@ class SelfAttention(nn.Module):
     if self.rotary:
       query_BTK, key_BSK = self.rotate(query_BTK, key_BSK, start)
     if cache is not None:
-      cache = KeyValues(
-        jax.lax.dynamic_update_slice_in_dim(cache.key, key_BSK, start, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(cache.value, value_BSK, start, axis=1),
-      )
-      key_BSK, value_BSK = cache
+      cache = key_BSK, value_BSK = cache.extended(key_BSK, value_BSK, start)
 
     scores_BTS = self.scores(query_BTK, key_BSK)
     if slope is not None:
