@@ -165,8 +165,8 @@ def _swap_heads(params: Any) -> Any:
   """The heads' kernels [H, D, K] <-> [D, H, K], which is one matrix of all heads."""
 
   def swap(path: tuple, leaf: jax.Array) -> jax.Array:
-    names = [key.key for key in path]
-    return leaf.swapaxes(0, 1) if {"heads", "kernel"} <= set(names) else leaf
+    names = {getattr(key, "key", None) for key in path}
+    return leaf.swapaxes(0, 1) if {"heads", "kernel"} <= names else leaf
 
   return jax.tree_util.tree_map_with_path(swap, params)
 

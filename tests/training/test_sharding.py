@@ -18,7 +18,13 @@ class ShardingTest(chex.TestCase):
     tests = pathlib.Path(__file__).with_name("eight_devices.py")
     done = subprocess.run(
       [sys.executable, "-m", "pytest", "-n", "0", "-s", str(tests)],
-      env={**os.environ, "XLA_FLAGS": " ".join(FLAGS), "JAX_PLATFORMS": "cpu"},
+      env=os.environ
+      | {
+        "XLA_FLAGS": " ".join(FLAGS),
+        "JAX_PLATFORMS": "cpu",
+        # With as many threads as devices, XLA's threads may all wait for one another.
+        "NPROC": "16",
+      },
       capture_output=True,
       text=True,
       timeout=900,
