@@ -163,6 +163,24 @@ class GenerateTest(chex.TestCase):
     self.assertNotEqual(begun, continued)
     self.assertContainsSubset(itertools.chain(*one), range(11))
 
+  def test_takes_params_as_init_gives_them(self):
+    model, params = model_and_params()
+    axes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
+    named = jax.tree.map(
+      lambda box, leaf: box.replace_boxed(leaf),
+      axes,
+      params,
+      is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned),
+    )
+    self.assertIsInstance(
+      named["params"]["token_embedding"]["embedding"], nn.LogicallyPartitioned
+    )
+    made = [
+      generate(model, given, [prompt(3)], num_tokens=4, sampling=GREEDY)
+      for given in (named, params)
+    ]
+    self.assertEqual(*made)
+
   def test_only_the_most_probable_token_is_greedy(self):
     hot = Sampling(temperature=5.0, top_k=1)
     self.assertEqual(
