@@ -166,11 +166,10 @@ class EveryShapeTest(chex.TestCase):
 class DeepTest(chex.TestCase):
   def test_scanned_and_computed_twice_under_muon(self):
     changes = dict(scan_layers=True, remat="dots")
-    found = run((2, 2, 2), "muon", num_layers=2, **changes)
+    found = run((1, 4, 2), "muon", num_layers=2, **changes)
     expected = run(ONE, "muon", num_layers=2)
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
     self.assertNotIn(BATCH, sizes(found.program))
-    self.assertNotIn(MLP, sizes(found.program))
 
 
 class EvaluationTest(chex.TestCase):
