@@ -1,6 +1,6 @@
 """From windows to batches, with grain: deterministic, random-access, resumable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -21,31 +21,69 @@ class _TrainWindows:
     return self._dataset.window("train", index)
 
 
-def train_dataset(dataset: Dataset, batch_size: int, seed: int) -> grain.MapDataset:
+class _Rows:
+  """Of an endless row of windows, those in some rows of each batch."""
+
+  def __init__(self, windows: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+    self._windows, self._batch_size, self._rows = windows, batch_size, rows
+
+  def __len__(self) -> int:
+    return len(self._windows) // self._batch_size * len(self._rows)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    batch, row = divmod(index, len(self._rows))
+    return self._windows[batch * self._batch_size + int(self._rows[row])]
+
+
+def train_dataset(
+  dataset: Dataset, batch_size: int, seed: int, rows: Sequence[int] | None = None
+) -> grain.MapDataset:
   """Batch number `step` is `train_dataset(...)[step]`, whoever asks and when.
 
   Each epoch is a new shuffle of all windows, without replacement.
+
+  Args:
+    rows: which rows of each batch to make, and which windows to read; None for all.
   """
   windows = grain.MapDataset.source(_TrainWindows(dataset)).seed(seed).shuffle()
-  return windows.repeat().batch(batch_size, drop_remainder=True).map(dataset.batch)
+  windows = windows.repeat()
+  if rows is not None:
+    windows = grain.MapDataset.source(_Rows(windows, batch_size, rows))
+    batch_size = len(rows)
+  return windows.batch(batch_size, drop_remainder=True).map(dataset.batch)
 
 
 def train_batches(
-  dataset: Dataset, batch_size: int, seed: int
+  dataset: Dataset, batch_size: int, seed: int, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
   """The batches in order, made ahead by a thread of their own.
 
-  `get_state()` and `set_state()` give and take the position, a dict of JSON values.
+  `get_state()` and `set_state()` give and take the position, a dict of JSON values: it
+  counts batches, whichever rows of them are made here.
   """
   ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
-  return iter(train_dataset(dataset, batch_size, seed).to_iter_dataset(ahead))
+  return iter(train_dataset(dataset, batch_size, seed, rows).to_iter_dataset(ahead))
 
 
-def validation_windows(dataset: Dataset, num_windows: int) -> np.ndarray:
-  """The first validation windows, int32 [N, T + 1]; num_windows = 0 takes all."""
+def validation_windows(
+  dataset: Dataset,
+  num_windows: int,
+  batch_size: int = 1,
+  rows: Sequence[int] = (0,),
+) -> np.ndarray:
+  """The first validation windows, int32 [N, T + 1]; num_windows = 0 takes all.
+
+  Args:
+    batch_size, rows: cut into batches of this size, only these rows of each; where
+      there is no window for a row of the last one, it is all -1.
+  """
   available = dataset.num_windows("validation")
   num_windows = min(num_windows or available, available)
-  return np.stack([dataset.window("validation", i) for i in range(num_windows)])
+  none = np.full_like(dataset.window("validation", 0), -1)
+  indices = [start + row for start in range(0, num_windows, batch_size) for row in rows]
+  return np.stack(
+    [dataset.window("validation", i) if i < num_windows else none for i in indices]
+  )
 
 
 def validation_batches(

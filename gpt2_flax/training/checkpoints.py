@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from gpt2_flax.errors import RunError
+from gpt2_flax.training import processes
 from gpt2_flax.training.config import CheckpointConfig
 from gpt2_flax.training.step import TrainState
 
@@ -125,7 +126,9 @@ class Checkpoints:
           (str(error).strip() or repr(error)).splitlines()[0],
         )
         if not self._read_only:
-          (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
+          with processes.all_or_none():
+            if jax.process_index() == 0:
+              (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
           self._manager.reload()
         continue
       return restored
@@ -137,12 +140,13 @@ class Checkpoints:
     return None
 
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
-      ),
-    )
+    with processes.all_or_none():
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
+        ),
+      )
     state, about = restored.state, dict(restored.about)
     seal = about.pop("sha256")
     if _sealed(about)["sha256"] != seal:

@@ -17,6 +17,7 @@ from gpt2_flax.datasets.pipeline import validation_batches, validation_windows
 from gpt2_flax.errors import InputError
 from gpt2_flax.layer_stacking import unstack_layers
 from gpt2_flax.training.config import ExperimentConfig
+from gpt2_flax.training.mesh import held_rows, put_batch
 from gpt2_flax.training.step import make_eval_step
 from gpt2_flax.transformer import GPT2
 
@@ -38,18 +39,27 @@ class Evaluator:
     self._dataset, self._config, self._sharding = dataset, config, sharding
     self._plain_model = GPT2(model.config.plain)  # decoding wants layers unrolled
     self._eval_step = make_eval_step(model)
-    self._windows = validation_windows(dataset, config.eval.num_windows)
+    self._batch_size = config.train.batch_size
+    self._rows = held_rows(sharding, self._batch_size)
+    self._windows = validation_windows(
+      dataset, config.eval.num_windows, self._batch_size, self._rows
+    )
+    self._first_token = dataset.window("validation", 0)[:1]
 
   @functools.cached_property
   def floor(self) -> float | None:
-    return floor(self._dataset, self._windows)
+    if self._dataset.next_token_probabilities(self._first_token) is None:
+      return None
+    windows = self._windows
+    if len(self._rows) < self._batch_size:  # other processes have the others
+      windows = validation_windows(self._dataset, self._config.eval.num_windows)
+    return floor(self._dataset, windows[windows[:, 0] >= 0])
 
   def losses(self, params: Any) -> dict[str, float]:
     """val/loss in nats a token; val/floor and val/gap where there is an oracle."""
     sums = []
-    batch_size = self._config.train.batch_size
-    for batch in validation_batches(self._dataset, self._windows, batch_size):
-      batch = jax.device_put(batch, self._sharding)
+    for rows in validation_batches(self._dataset, self._windows, len(self._rows)):
+      batch = put_batch(rows, self._sharding, self._batch_size)
       sums.append(self._eval_step(params, batch))
     # float64 on the host: the sum over a whole split would lose digits in float32
     total, count = np.sum(np.array(jax.device_get(sums), np.float64), axis=0)
@@ -62,7 +72,7 @@ class Evaluator:
   def samples(self, params: Any, num_samples: int, seed: int) -> np.ndarray:
     """Token ids, int [num_samples, 1 + eval.sample_tokens], the start token first."""
     start_id = self._dataset.tokenizer.start_id
-    prompt = [start_id if start_id is not None else int(self._windows[0, 0])]
+    prompt = [start_id if start_id is not None else int(self._first_token[0])]
     with (
       jax.transfer_guard("allow"),  # a prompt and its text do cross over
       nn.logical_axis_rules(()),  # and its rows may be fewer than devices

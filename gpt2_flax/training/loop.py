@@ -13,11 +13,18 @@ from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.pipeline import train_batches
 from gpt2_flax.errors import RunError
 from gpt2_flax.layer_stacking import stack_layers, unstack_layers
+from gpt2_flax.training import processes
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
 from gpt2_flax.training.flops import flops_per_token, peak_flops
-from gpt2_flax.training.mesh import batch_sharding, make_mesh, spread_over
+from gpt2_flax.training.mesh import (
+  batch_sharding,
+  held_rows,
+  make_mesh,
+  put_batch,
+  spread_over,
+)
 from gpt2_flax.training.metrics import MetricsWriter, plot_loss
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.profile import Profile
@@ -96,7 +103,9 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     model, optimizer, schedule, abstract, config.train.accumulation_steps
   )
   evaluator = Evaluator(model, dataset, config, sharding)
-  batches = train_batches(dataset, config.train.batch_size, config.train.seed)
+  batch_size = config.train.batch_size
+  rows = held_rows(sharding, batch_size)  # which this process reads of each batch
+  batches = train_batches(dataset, batch_size, config.train.seed, rows)
 
   with contextlib.ExitStack() as stack:
     # --- Where to begin ----------------------------------------------------------
@@ -120,7 +129,8 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     writer = stack.enter_context(MetricsWriter(workdir, start_step=step))
     progress = stack.enter_context(Progress(num_steps, start_step=step))
     progress.line(
-      f"{num_params(abstract.params):,} parameters, {mesh.size} device(s);"
+      f"{num_params(abstract.params):,} parameters, {mesh.size} device(s) of"
+      f" {jax.process_count()} process(es);"
       f" {'goes on from' if restored else 'starts at'} step {step} of {num_steps} in"
       f" {workdir}"
     )
@@ -142,12 +152,12 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     stack.enter_context(spread_over(mesh))
     # Whatever it moves between host and device, it moves by name.
     stack.enter_context(jax.transfer_guard("disallow"))
-    while step < num_steps and not stop.received:
+    while step < num_steps and not stop.agreed():
       waited = time.perf_counter()
       batch = next(batches)
       waited = time.perf_counter() - waited
       profile.before(step + 1)
-      state, metrics = train_step(state, jax.device_put(batch, sharding))
+      state, metrics = train_step(state, put_batch(batch, sharding, batch_size))
       step += 1
       profile.after(step, metrics)
       meter.stepped(step, metrics, waited)
@@ -160,17 +170,19 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     if step > (meter.kept or 0):  # asked to stop between checkpoints
       save()
     checkpoints.wait()
-    if step == num_steps and not writer.has(step, "val/possible_share"):
+    judged = processes.everywhere(writer.has(step, "val/possible_share"))
+    if step == num_steps and not judged:
       share = evaluator.possible_share(
         state.params, NUM_JUDGED_SAMPLES, config.train.seed
       )
       if share is not None:
         writer.write(step, {"val/possible_share": share})
-    plot_loss(writer.records, workdir / "loss.png")
+    if jax.process_index() == 0:
+      plot_loss(writer.records, workdir / "loss.png")
     return Result(
       step=step,
       metrics={k: v for record in writer.records for k, v in record.items()},
-      stopped_by=stop.received if step < num_steps else None,
+      stopped_by=stop.agreed_on if step < num_steps else None,
     )
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+import numpy as np
 
+from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.errors import InputError
 from gpt2_flax.training.config import MeshConfig, TrainConfig
 from gpt2_flax.transformer import GPT2Config
@@ -48,8 +50,8 @@ def make_mesh(config: MeshConfig, train: TrainConfig) -> Mesh:
 
 
 def one_device_mesh() -> Mesh:
-  """The same with a single device, for what runs on one."""
-  return _mesh((1, 1, 1), jax.devices()[:1])
+  """The same with a single device of this process, for what runs on one."""
+  return _mesh((1, 1, 1), jax.local_devices()[:1])
 
 
 def _mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
@@ -119,3 +121,36 @@ def place(named: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows of a batch, split over all devices that hold a copy or part of one."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def held_rows(sharding: Sharding, batch_size: int) -> np.ndarray:
+  """The rows of each batch that are on devices of this process: int [R], ascending.
+
+  All of them where there is one process; another process may hold some of them too.
+  """
+  held = np.zeros(batch_size, bool)
+  for (rows,) in sharding.addressable_devices_indices_map((batch_size,)).values():
+    held[rows] = True
+  return np.flatnonzero(held)
+
+
+def put_batch(rows: Batch, sharding: Sharding, batch_size: int) -> dict[str, jax.Array]:
+  """A batch on the devices, of which each process gives its `held_rows`."""
+  if sharding.is_fully_addressable:
+    return jax.device_put(rows, sharding)
+
+  def put(leaf: np.ndarray) -> jax.Array:
+    whole = np.zeros((batch_size, *leaf.shape[1:]), leaf.dtype)
+    whole[held_rows(sharding, batch_size)] = leaf
+    return put_parts(whole, sharding)
+
+  return jax.tree.map(put, rows)
+
+
+def put_parts(whole: np.ndarray, sharding: Sharding) -> jax.Array:
+  """An array that each process puts on its own devices, as far as they hold it.
+
+  What `whole` has elsewhere does not count, and may differ from process to process.
+  """
+  with jax.transfer_guard_host_to_device("allow"):  # jax does not call this explicit
+    return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import jax
 import tensorboardX
 
 Record = dict[str, float | int | str]
@@ -34,7 +35,7 @@ class MetricsWriter:
   """Appends records to WORKDIR/metrics.jsonl and to TensorBoard events beside it.
 
   What an interrupted run wrote after the step it goes on from is dropped, since
-  those steps come again.
+  those steps come again. Of several processes only the first writes.
 
   Attributes:
     records: all of them, those from before an interruption too.
@@ -43,10 +44,13 @@ class MetricsWriter:
   def __init__(self, workdir: pathlib.Path, start_step: int):
     path = workdir / "metrics.jsonl"
     self.records = [r for r in read_metrics(path) if r["step"] <= start_step]
-    write_atomically(path, "".join(json.dumps(r) + "\n" for r in self.records))
+    writes = jax.process_index() == 0
+    if writes:
+      write_atomically(path, "".join(json.dumps(r) + "\n" for r in self.records))
+    path = path if writes else pathlib.Path(os.devnull)
     self._file = path.open("a", encoding="utf-8", buffering=1)
     self._events = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start_step + 1
+      str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=writes
     )
 
   def __enter__(self) -> "MetricsWriter":

@@ -12,7 +12,8 @@ class Profile:
   """Traces steps FIRST to LAST into a folder that TensorBoard and Perfetto open."""
 
   def __init__(self, folder: str, start_step: int):
-    self._folder = pathlib.Path(folder) if folder else None
+    traces = folder and jax.process_index() == 0  # one of several processes will do
+    self._folder = pathlib.Path(folder) if traces else None
     self._start_step, self._tracing = start_step, False
 
   def __enter__(self) -> "Profile":

@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import tqdm
 
 
@@ -9,7 +10,7 @@ class Progress:
   """A progress bar with the latest loss, gap and speed; lines that stay go above it."""
 
   def __init__(self, num_steps: int, start_step: int):
-    self._terminal = sys.stderr.isatty()
+    self._terminal = sys.stderr.isatty() and jax.process_index() == 0
     self._bar = tqdm.tqdm(
       total=num_steps,
       initial=start_step,

@@ -6,14 +6,16 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from gpt2_flax import hub_folder, pretrained, tokenizers
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.training import processes
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import differences, ExperimentConfig, from_dict, is_run
-from gpt2_flax.training.mesh import one_device_mesh
+from gpt2_flax.training.mesh import one_device_mesh, put_parts
 from gpt2_flax.training.metrics import write_atomically
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.step import abstract_state
@@ -25,10 +27,26 @@ def open_workdir(
 ) -> None:
   """Makes the folder, or checks that it belongs to a run with this very config.
 
+  Of several processes the first does so, the others see that they find what it made.
+
   Raises:
-    InputError: the folder cannot be written, or belongs to another experiment; the
-      message names each key that differs. Nothing was changed.
+    InputError: the folder cannot be written, belongs to another experiment (the message
+      names each key that differs; nothing was changed), or is not shared.
   """
+  with processes.all_or_none():
+    if jax.process_index() == 0:
+      _open_workdir(workdir, config, tokenizer)
+  with processes.all_or_none():
+    if not (workdir / "config.json").exists():
+      raise InputError(
+        f"--workdir={workdir} is not the folder of process 0: must be one that all"
+        " processes share"
+      )
+
+
+def _open_workdir(
+  workdir: pathlib.Path, config: ExperimentConfig, tokenizer: Tokenizer
+) -> None:
   path = workdir / "config.json"
   if path.exists():
     try:
@@ -103,6 +121,7 @@ def load_params(name: str, abstract: Any) -> Any:
 
   def fit(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
     # the one thing that may be longer is the table of positions
-    return jax.device_put(leaf[: like.shape[0]], like.sharding)
+    cut = np.asarray(leaf[: like.shape[0]])
+    return put_parts(cut, like.sharding)
 
   return jax.tree.map(fit, params, abstract)

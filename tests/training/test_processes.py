@@ -1,0 +1,260 @@
+"""Several processes train as one does, and none of them is left behind."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.training import processes
+from gpt2_flax.training.workdir import load_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_STEPS = 60
+BATCH_SIZE = 8
+TINY = (
+  "--config.model.num_layers=1",
+  "--config.model.embed_dim=16",
+  "--config.model.num_heads=2",
+  "--config.model.context_length=12",
+  "--config.model.dropout_rate=0.1",
+  f"--config.train.num_steps={NUM_STEPS}",
+  f"--config.train.batch_size={BATCH_SIZE}",
+  "--config.train.log_every_steps=5",
+  "--config.eval.every_steps=30",
+  "--config.eval.num_windows=20",
+  "--config.eval.sample_tokens=2",
+  "--config.checkpoint.every_steps=10",
+)
+# train.py, and a list of the training windows that it read
+COUNTING = """
+import runpy, sys
+from gpt2_flax.datasets.dataset import ToyLanguage
+
+window = ToyLanguage.window
+listed = open(sys.argv.pop(1), "w", buffering=1)
+
+def counted(self, split, index):
+  if split == "train":
+    print(index, file=listed)
+  return window(self, split, index)
+
+ToyLanguage.window = counted
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def start(reads: pathlib.Path, *flags: str, num_devices: int = 1) -> subprocess.Popen:
+  count = f"--xla_force_host_platform_device_count={num_devices}"
+  return subprocess.Popen(
+    [sys.executable, "-c", COUNTING, str(reads), *TINY, *flags],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": count, "JAX_PLATFORMS": "cpu"},
+  )
+
+
+def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+  out, err = process.communicate(timeout=200)
+  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def free_port() -> int:
+  with socket.create_server(("localhost", 0)) as server:
+    return server.getsockname()[1]
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def values(workdir: pathlib.Path, name: str) -> dict[int, float]:
+  return {r["step"]: r[name] for r in records(workdir) if name in r}
+
+
+class ProcessesTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def start_two(self, workdir: pathlib.Path) -> list[subprocess.Popen]:
+    port = free_port()
+    both = [
+      start(
+        self.folder / f"reads{i}",
+        f"--workdir={workdir}",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        f"--process_id={i}",
+      )
+      for i in range(2)
+    ]
+    for process in both:
+      self.addCleanup(process.kill)
+    return both
+
+  def finish_two(self, workdir: pathlib.Path) -> list[subprocess.CompletedProcess]:
+    ended = [finish(process) for process in self.start_two(workdir)]
+    for process in ended:
+      self.assertEqual((process.returncode, process.stderr), (0, ""))
+    return ended
+
+  def signal_one(self, workdir: pathlib.Path, which: int, step: int, number: int):
+    """Sends a signal to one of two processes after a step; how both ended."""
+    both = self.start_two(workdir)
+    path = workdir / "metrics.jsonl"
+    while not (path.exists() and f'"step": {step},' in path.read_text()):
+      for process in both:
+        self.assertIsNone(process.poll(), "ended before it could be sent a signal")
+      time.sleep(0.002)
+    both[which].send_signal(number)
+    sent = time.monotonic()
+    ended = [finish(process) for process in both]
+    self.assertLess(time.monotonic() - sent, 60)  # promised, so no mere timing
+    return ended
+
+  def reads(self, name: str) -> list[int]:
+    return [int(line) for line in (self.folder / name).read_text().splitlines()]
+
+  def test_two_processes_are_one_run(self):
+    one, devices, two, stopped = (
+      self.folder / name for name in ("one", "devices", "two", "stopped")
+    )
+    alone = [
+      start(self.folder / "reads", f"--workdir={one}"),
+      start(self.folder / "reads_", f"--workdir={devices}", num_devices=2),
+    ]
+    for process in alone:
+      self.assertEqual(finish(process).returncode, 0)
+    first, second = self.finish_two(two)
+
+    # The same losses
+    for name in ("train/loss", "val/loss"):
+      expected = values(one, name)
+      self.assertIn(NUM_STEPS, expected)
+      chex.assert_trees_all_close(values(devices, name), expected, rtol=1e-5)
+      chex.assert_trees_all_close(values(two, name), expected, rtol=1e-5)
+    self.assertEqual(values(two, "val/floor"), values(one, "val/floor"))
+
+    # Each has read its half of each batch
+    order = self.reads("reads")
+    for i in range(2):
+      half = [
+        order[step * BATCH_SIZE + row]
+        for step in range(NUM_STEPS)
+        for row in range(i * BATCH_SIZE // 2, (i + 1) * BATCH_SIZE // 2)
+      ]
+      self.assertEqual(self.reads(f"reads{i}")[: len(half)], half)
+
+    # One of them speaks (gloo, which connects them, greets by itself)
+    self.assertIn("2 device(s) of 2 process(es); starts at step 0", first.stdout)
+    self.assertIn(f"done: {NUM_STEPS} steps", first.stdout)
+    said = [line for line in second.stdout.splitlines() if "[Gloo]" not in line]
+    self.assertEqual(said, [])
+
+    # A signal to one stops both after the same step
+    ended = self.signal_one(stopped, which=1, step=5, number=signal.SIGTERM)
+    for process in ended:
+      self.assertEqual((process.returncode, process.stderr), (128 + 15, ""))
+    self.assertRegex(ended[0].stdout, "stopped by SIGTERM after step ")
+    step = int(ended[0].stdout.split("after step ")[1].split(";")[0])
+    kept = [int(p.name) for p in (stopped / "checkpoints").iterdir()]
+    self.assertEqual(max(kept), step)
+    self.assertLess(step, NUM_STEPS)
+
+    # One that is killed takes the other with it
+    for which, step in ((1, 25), (0, 45)):
+      ended = self.signal_one(stopped, which, step, number=signal.SIGKILL)
+      self.assertEqual(ended[which].returncode, -signal.SIGKILL)
+      left = ended[1 - which]
+      self.assertEqual(left.returncode, 1)
+      self.assertStartsWith(left.stderr, f"error: process {which} does not answer: ")
+      self.assertEqual(left.stderr.count("\n"), 1, left.stderr)
+
+    # And in the end nothing shows that anything happened
+    first, _ = self.finish_two(stopped)
+    self.assertIn("goes on from step 4", first.stdout)
+    for name in ("train/loss", "val/loss", "val/sample", "val/possible_share"):
+      self.assertEqual(values(stopped, name), values(two, name))
+    steps = [r["step"] for r in records(stopped) if "train/loss" in r]
+    self.assertEqual(steps, list(range(5, NUM_STEPS + 1, 5)))
+    _, expected, _ = load_run(two)
+    _, params, _ = load_run(stopped)
+    chex.assert_trees_all_equal(params, expected)
+
+
+SLURM = {
+  "SLURM_JOB_ID": "4097",
+  "SLURM_STEP_NODELIST": "gpu[07-09],other",
+  "SLURM_NTASKS": "4",
+  "SLURM_PROCID": "2",
+  "SLURM_LOCALID": "0",
+}
+
+
+class PlaceTest(chex.TestCase):
+  def find(self, environment, *flags):
+    with mock.patch.dict(os.environ, environment, clear=True):
+      return processes.find_place(*flags)
+
+  def test_by_default_a_process_is_on_its_own(self):
+    self.assertIsNone(self.find({}, None, None, None))
+    self.assertIsNone(self.find({}, "localhost:1234", 1, 0))
+    self.assertIsNone(self.find(SLURM | {"SLURM_NTASKS": "1"}, None, None, None))
+
+  def test_flags_say_it(self):
+    expected = processes.Place("host:1234", 3, 2)
+    self.assertEqual(self.find({}, "host:1234", 3, 2), expected)
+    self.assertEqual(self.find(SLURM, "host:1234", 3, 2), expected)
+
+  def test_slurm_says_it(self):
+    place = self.find(SLURM, None, None, None)
+    self.assertEqual(place, processes.Place("gpu07:61441", 4, 2, [0]))
+
+  def test_an_environment_that_cannot_be_read(self):
+    with self.assertRaisesRegex(InputError, "cannot be found out .*--coordinator"):
+      self.find(SLURM | {"SLURM_NTASKS": "four"}, None, None, None)
+
+  @parameterized.parameters(
+    (("host:1234", 2, 2), "--process_id=2: must be 0 to 1"),
+    (("host:1234", 2, -1), "--process_id=-1: must be 0 to 1"),
+    (("host:1234", 0, 0), "--num_processes=0: must be at least 1"),
+    (("host", 2, 0), "--coordinator=host: must be HOST:PORT"),
+    (("host:port", 2, 0), "--coordinator=host:port: must be HOST:PORT"),
+    (("host:99999", 2, 0), "--coordinator=host:99999: must be HOST:PORT"),
+    ((None, 2, 0), "--coordinator missing: .* go together"),
+    (("host:1234", None, None), "--num_processes and --process_id missing"),
+  )
+  def test_refuses(self, flags, message):
+    with self.assertRaisesRegex(InputError, message):
+      self.find({}, *flags)
+
+
+class MeetTest(chex.TestCase):
+  @parameterized.parameters(0, 1)
+  def test_nobody_waits_for_ever(self, process_id):
+    place = processes.Place(f"localhost:{free_port()}", 2, process_id)
+    code = (
+      "from gpt2_flax.training import processes\n"
+      "processes.MEET_SECONDS = 2\n"
+      f"with processes.joined(processes.{place}): pass\n"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    self.assertEqual(ended.returncode, 1)
+    line = f"error: 2 processes did not meet at {place.coordinator} within 2 s: "
+    self.assertStartsWith(ended.stderr, line)
+    self.assertEqual(ended.stderr.count("\n"), 1, ended.stderr)
