@@ -81,6 +81,33 @@ class TrainTest(chex.TestCase):
     self.assertLen({tuple(epoch) for epoch in epochs}, 4)
     self.assertNotIn(tuple(range(18)), {tuple(epoch) for epoch in epochs})
 
+  @parameterized.parameters([[[0, 1], [2, 3]]], [[[0, 3], [1], [2]]], [[[0, 1, 2]] * 2])
+  def test_rows_of_a_batch_are_made_alone_and_nothing_else_is_read(self, shares):
+    by_step = pipeline.train_dataset(Counting(), 4, seed=3)
+    order = [int(i) for step in range(9) for i in by_step[step]["inputs"][:, 0]]
+    for rows in shares:
+      dataset, read = Counting(), []
+      window = dataset.window
+      dataset.window = lambda *where, window=window, read=read: (
+        read.append(where[1]) or window(*where)
+      )
+      batches = pipeline.train_batches(dataset, 4, 3, rows)
+      for step, batch in enumerate(take(batches, 9)):
+        expected = {name: leaf[rows] for name, leaf in by_step[step].items()}
+        chex.assert_trees_all_equal(batch, expected)
+      expected = [order[4 * step + row] for step in range(9) for row in rows]
+      self.assertEqual(read[: len(expected)], expected)
+
+  def test_position_holds_for_another_share(self):
+    half = pipeline.train_batches(Counting(), 4, 3, [2, 3])
+    take(half, 7)
+    state = json.loads(json.dumps(half.get_state()))
+    for rows in (None, [0, 1, 2, 3], [1]):
+      batches = pipeline.train_batches(Counting(), 4, 3, rows)
+      batches.set_state(state)
+      expected = pipeline.train_dataset(Counting(), 4, 3, rows)[7]
+      chex.assert_trees_all_equal(next(batches), expected)
+
   def test_seed_decides_the_order(self):
     one, again, other = (
       np.stack(
@@ -98,6 +125,12 @@ class ValidationTest(chex.TestCase):
     windows = pipeline.validation_windows(Counting(), asked)
     expected = [Counting().window("validation", i) for i in range(given)]
     chex.assert_trees_all_equal(windows, np.array(expected))
+
+  def test_windows_of_some_rows_of_each_batch(self):
+    windows = pipeline.validation_windows(Counting(), 9, batch_size=4, rows=[1, 3])
+    expected = [Counting().window("validation", i) for i in (1, 3, 5, 7)]
+    none = np.full((2, 6), -1, np.int32)  # the third batch has window 8 in row 0 only
+    chex.assert_trees_all_equal(windows, np.concatenate([expected, none]))
 
   @parameterized.parameters((4, 3), (5, 2), (10, 1), (16, 1))
   def test_batches_hold_every_window_and_rows_that_do_not_count(self, size, number):

@@ -1,5 +1,7 @@
 """Devices: who holds which part of which array."""
 
+from unittest import mock
+
 from absl.testing import parameterized
 import chex
 import jax
@@ -35,6 +37,18 @@ class MeshTest(chex.TestCase):
     config = MeshConfig(*sizes)
     with self.assertRaisesRegex(InputError, "number of devices, which is 1"):
       mesh_lib.make_mesh(config, train_config())
+
+  @parameterized.parameters(
+    ([slice(0, 2), slice(2, 4)], [0, 1, 2, 3]),
+    ([slice(4, 6), slice(0, 2), slice(4, 6)], [0, 1, 4, 5]),
+    ([slice(None)], [0, 1, 2, 3, 4, 5, 6, 7]),
+  )
+  def test_a_process_holds_the_rows_of_its_devices(self, slices, rows):
+    sharding = mock.Mock()
+    devices = {number: (rows,) for number, rows in enumerate(slices)}
+    sharding.addressable_devices_indices_map.return_value = devices
+    self.assertEqual(mesh_lib.held_rows(sharding, 8).tolist(), rows)
+    sharding.addressable_devices_indices_map.assert_called_once_with((8,))
 
   def test_each_array_is_split_as_its_names_say(self):
     mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))

