@@ -77,6 +77,10 @@ def find_place(
 
 def _place_in_cluster() -> Place | None:
   environment = os.environ
+  if environment.get("SLURM_STEP_NUM_TASKS") == "1" and (
+    "OMPI_COMM_WORLD_SIZE" not in environment
+  ):
+    return None  # a shell in an allocation, where SLURM_NTASKS counts what may come
   try:
     values = clusters.ClusterEnv.auto_detect_unset_distributed_params(
       None, None, None, None, None, MEET_SECONDS

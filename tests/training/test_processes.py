@@ -216,7 +216,8 @@ class PlaceTest(chex.TestCase):
   def test_by_default_a_process_is_on_its_own(self):
     self.assertIsNone(self.find({}, None, None, None))
     self.assertIsNone(self.find({}, "localhost:1234", 1, 0))
-    self.assertIsNone(self.find(SLURM | {"SLURM_NTASKS": "1"}, None, None, None))
+    for alone in ({"SLURM_NTASKS": "1"}, {"SLURM_STEP_NUM_TASKS": "1"}):
+      self.assertIsNone(self.find(SLURM | alone, None, None, None))
 
   def test_flags_say_it(self):
     expected = processes.Place("host:1234", 3, 2)
