@@ -1,5 +1,6 @@
 """Devices: who holds which part of which array."""
 
+import re
 from unittest import mock
 
 from absl.testing import parameterized
@@ -114,3 +115,18 @@ class MeshTest(chex.TestCase):
     kernel = state.params["params"]["blocks"]["feed_forward"]["expand"]["kernel"]
     self.assertEqual(kernel.shape, (3, 8, 32))
     self.assertEqual(kernel.sharding.spec, P(None, "fsdp", "tensor"))
+
+  def test_embeddings_are_brought_together_in_the_dtype_they_are_used_in(self):
+    model = GPT2(
+      GPT2Config(11, 4, num_layers=1, num_heads=1, embed_dim=8, dtype="bfloat16")
+    )
+    tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+    mesh = mesh_lib.one_device_mesh()
+    params = abstract_state(model, optax.sgd(0.1), mesh).params
+    with mesh_lib.spread_over(mesh):
+      lowered = jax.jit(model.apply).lower(params, tokens)
+    found = re.findall(
+      r"sharding_constraint .*, \[(.*)\]> : tensor<11x8x(\w+)>", lowered.as_text()
+    )
+    in_parts, whole = '{"tensor"}, {"fsdp"}', '{"tensor"}, {}'
+    self.assertEqual(found, [(in_parts, "bf16"), (whole, "bf16")])
