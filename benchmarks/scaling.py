@@ -66,6 +66,9 @@ CASES = {
   64: (Case(8, 8), Case(1, 64), Case(8, 8, remat="full")),
   256: (Case(32, 8), Case(16, 16), Case(32, 8, windows=2)),
 }
+flags.register_validator(
+  "devices", lambda counts: {int(count) for count in counts} <= set(CASES), "see CASES"
+)
 COLUMNS = (
   "devices",
   "mesh",
