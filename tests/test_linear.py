@@ -17,12 +17,11 @@ class LinearTest(chex.TestCase):
     x = np.random.default_rng(0).normal(size=(*leading, 5)).astype(np.float32)
     layer = linear(7, ("embed", "mlp"), nn.initializers.normal(1.0))
     params = nn.meta.unbox(layer.init(jax.random.key(0), x))
-    bias = jnp.arange(7.0)
-    params["params"]["bias"] = bias
+    kernel, bias = np.asarray(params["params"]["kernel"]), np.arange(7.0)
+    params["params"]["bias"] = jnp.asarray(bias)
     y = layer.apply(params, x)
     self.assertEqual(y.shape, (*leading, 7))
-    kernel = np.asarray(params["params"]["kernel"], np.float64)
-    chex.assert_trees_all_close(y, x @ kernel + bias, atol=1e-5)
+    chex.assert_trees_all_close(y, (x @ kernel + bias).astype(np.float32), atol=1e-5)
 
   def test_parameters_name_their_axes(self):
     layer = linear(3, ("embed", "mlp"), nn.initializers.ones_init())
