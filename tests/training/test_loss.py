@@ -244,6 +244,7 @@ class DevicesTest(chex.TestCase):
     env = os.environ | {
       "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
       "JAX_PLATFORMS": "cpu",
+      "NPROC": "16",  # with as few threads as devices, XLA's may all wait
     }
     result = subprocess.run(
       [sys.executable, "-c", ON_EIGHT_DEVICES],

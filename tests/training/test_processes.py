@@ -60,6 +60,7 @@ def start(reads: pathlib.Path, *flags: str, num_devices: int = 1) -> subprocess.
   environment = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+    "NPROC": "4",  # with as few threads as devices, XLA's may all wait
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
   }
   return subprocess.Popen(

@@ -164,6 +164,7 @@ class DevicesTest(chex.TestCase):
     env = os.environ | {
       "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
       "JAX_PLATFORMS": "cpu",
+      "NPROC": "8",  # with as few threads as devices, XLA's may all wait
     }
     result = subprocess.run(
       [sys.executable, "-c", ON_FOUR_DEVICES],
