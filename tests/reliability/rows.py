@@ -1,0 +1,3 @@
+"""All rows of the table, in its order."""
+
+ROWS = ()
