@@ -161,8 +161,12 @@ def prefill(
   return Decoding(cache, jnp.int32(length), padding_B, logits_BV, seen_BV, done_B)
 
 
-def _swap_heads(params: Any) -> Any:
-  """The heads' kernels [H, D, K] <-> [D, H, K], which is one matrix of all heads."""
+def swap_heads(params: Any) -> Any:
+  """The heads' kernels [H, D, K] <-> [D, H, K], which is one matrix of all heads.
+
+  XLA multiplies a token with all heads at once and arranges the kernels so at every
+  token, unless they are already.
+  """
 
   def swap(path: tuple, leaf: jax.Array) -> jax.Array:
     names = {getattr(key, "key", None) for key in path}
@@ -176,7 +180,7 @@ def _swap_heads(params: Any) -> Any:
 )
 def decode(
   model: GPT2,
-  params: Any,
+  swapped_params: Any,
   state: Decoding,
   key: jax.Array,
   num_made: jax.typing.ArrayLike,
@@ -188,6 +192,7 @@ def decode(
   """Appends up to CHUNK tokens in one loop on the device.
 
   Args:
+    swapped_params: as `swap_heads` gives them.
     num_made: how many were made before; the randomness of a token depends on its
       number alone, not on how the work was cut.
     num_tokens: how many to make now, at most CHUNK; fewer are made when all rows end.
@@ -196,10 +201,6 @@ def decode(
   Returns:
     The state, and int32 [B, CHUNK]; -1 after a row has ended.
   """
-
-  # XLA multiplies a token with all heads at once, for which it rearranges the kernels:
-  # done here, and kept from being undone by the barrier, that is not at every token.
-  one_matrix = _swap_heads(params)
 
   def unfinished(carry: tuple) -> jax.Array:
     state, _, step = carry
@@ -210,7 +211,8 @@ def decode(
     token_key = jax.random.fold_in(key, num_made + step)
     token_B = sample_token(token_key, state.logits_BV, sampling, state.seen_BV)
     out = out.at[:, step].set(jnp.where(state.done_B, -1, token_B))
-    params = _swap_heads(jax.lax.optimization_barrier(one_matrix))
+    # The barrier is in the loop, so that the swap back is not done ahead of it.
+    params = swap_heads(jax.lax.optimization_barrier(swapped_params))
     logits_BV, cache = _next_logits(
       model, params, token_B[:, None], state.cache, state.slot, state.padding_B
     )
@@ -279,6 +281,7 @@ def stream(
       raise InputError("key is None: sampling with a temperature needs one")
     key = jax.random.key(0)
 
+  swapped_params = swap_heads(params)
   state, room, made = None, 0, 0
   while made < num_tokens:
     if room == 0:
@@ -299,7 +302,7 @@ def stream(
     now = min(CHUNK, num_tokens - made, room)
     state, out = decode(
       model,
-      params,
+      swapped_params,
       state,
       key,
       made,
