@@ -12,11 +12,11 @@ import numpy as np
 import optax
 
 import gpt2_flax
-from gpt2_flax.dropout import Dropout
 from gpt2_flax.errors import InputError
 from gpt2_flax.generation import empty_cache
 from gpt2_flax.self_attention import SelfAttention
 from gpt2_flax.transformer import GPT2, GPT2Config, num_params
+from tests.reference import reference_logits
 
 B, T = 2, 8
 TINY = GPT2Config(
@@ -51,77 +51,6 @@ def random_params(model):
     lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
     nn.unbox(shapes_of(model)),
   )
-
-
-def reference_logits(params, tokens_BT, config):
-  """GPT-2 in float64 NumPy, from Radford et al. (2019) and Vaswani et al. (2017)."""
-  params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)["params"]
-
-  def norm(x, p):
-    centred = x - x.mean(-1, keepdims=True)
-    variance = (centred**2).mean(-1, keepdims=True)
-    scaled = centred / np.sqrt(variance + config.layer_norm_epsilon)
-    return scaled * p["scale"] + p["bias"]
-
-  def dense(x, p):
-    return x @ p["kernel"] + p["bias"]
-
-  def activation(x):
-    if config.activation == "relu":
-      return np.maximum(x, 0)
-    if config.activation == "gelu":
-      return x * np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(x)
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-  def turned(x):
-    complex_x = x[..., 0::2] + 1j * x[..., 1::2]
-    pair = np.arange(x.shape[-1] // 2)
-    angles = np.arange(T)[:, None] / 10_000 ** (2 * pair / x.shape[-1])
-    complex_x = complex_x * np.exp(1j * angles)
-    return np.stack([complex_x.real, complex_x.imag], -1).reshape(x.shape)
-
-  def attention(x, p, layer):
-    heads = []
-    for head in range(config.num_heads):
-      own = jax.tree.map(lambda leaf, head=head: leaf[head], p["heads"])
-      query, key, value = (dense(x, own[name]) for name in ("query", "key", "value"))
-      if config.positional_encoding == "rotary":
-        query, key = turned(query), turned(key)
-      scores = query @ key.swapaxes(1, 2)
-      if config.scale_attention:
-        scores /= math.sqrt(config.embed_dim // config.num_heads)
-      if config.scale_attention_by_layer:
-        scores /= layer + 1
-      if config.positional_encoding == "alibi":
-        slope = 2.0 ** (-8 * (head + 1) / config.num_heads)
-        scores -= slope * (np.arange(T)[:, None] - np.arange(T)[None])
-      scores[:, ~np.tri(T, dtype=bool)] = -np.inf
-      weights = np.exp(scores - scores.max(-1, keepdims=True))
-      heads.append(weights / weights.sum(-1, keepdims=True) @ value)
-    return dense(np.concatenate(heads, -1), p["output"])
-
-  embedding = params["token_embedding"]["embedding"]
-  x = embedding[tokens_BT]
-  if config.positional_encoding == "learned":
-    x += params["positional_encoding"]["embedding"]["embedding"][:T]
-  elif config.positional_encoding == "sinusoidal":
-    pair = np.arange(config.embed_dim // 2)
-    angles = np.arange(T)[:, None] / 10_000 ** (2 * pair / config.embed_dim)
-    x *= math.sqrt(config.embed_dim)
-    x[..., 0::2] += np.sin(angles)
-    x[..., 1::2] += np.cos(angles)
-  for layer in range(config.num_layers):
-    p = params[f"blocks_{layer}"]
-    x += attention(norm(x, p["attention_norm"]), p["attention"], layer)
-    if not config.feed_forward:
-      continue
-    hidden = activation(
-      dense(norm(x, p["feed_forward_norm"]), p["feed_forward"]["expand"])
-    )
-    x += dense(hidden, p["feed_forward"]["contract"])
-  if not config.tied_embeddings:
-    embedding = params["output_embedding"]["embedding"]
-  return norm(x, params["final_norm"]) @ embedding.T
 
 
 class LibraryTest(chex.TestCase):
@@ -383,63 +312,6 @@ class ParametersTest(chex.TestCase):
     losses = train(random_key(0))
     self.assertGreater(losses[0], 2.0)
     self.assertLess(losses[-1], 0.01)
-
-
-class DropoutTest(chex.TestCase):
-  def test_is_on_exactly_when_an_rng_is_given(self):
-    model = tiny(dropout_rate=0.2)
-    params = random_params(model)
-    without = tiny().apply(params, tokens())
-    chex.assert_trees_all_equal(model.apply(params, tokens()), without)
-    one, again, other = (
-      model.apply(params, tokens(), rngs={"dropout": random_key(key)})
-      for key in (1, 1, 2)
-    )
-    chex.assert_trees_all_equal(one, again)
-    self.assertGreater(jnp.abs(one - without).max(), 0.1)
-    self.assertGreater(jnp.abs(one - other).max(), 0.1)
-
-  def test_rate_zero_is_no_dropout(self):
-    model = tiny()
-    params = random_params(model)
-    chex.assert_trees_all_equal(
-      model.apply(params, tokens(), rngs={"dropout": random_key(1)}),
-      model.apply(params, tokens()),
-    )
-
-  def test_embeddings_lose_their_share_and_keep_their_mean(self):
-    model = tiny(dropout_rate=0.25)
-    params = random_params(model)
-
-    @jax.jit
-    def embed(rngs):
-      row = np.tile(tokens((1, T)), (1000, 1))
-      return model.apply(params, row, np.arange(T)[None], method="embed", rngs=rngs)
-
-    drawn, whole = embed({"dropout": random_key(1)}), embed({})
-    self.assertBetween(np.mean(drawn == 0), 0.24, 0.26)
-    chex.assert_trees_all_close(drawn.mean(0), whole[0], atol=0.2)
-
-  def test_each_place_draws_its_own(self):
-    model = tiny(dropout_rate=0.5)
-    _, state = jax.jit(
-      lambda params: model.apply(
-        params,
-        tokens(),
-        rngs={"dropout": random_key(1)},
-        capture_intermediates=lambda module, _: isinstance(module, Dropout),
-        mutable=["intermediates"],
-      )
-    )(random_params(model))
-    dropped = [np.asarray(leaf) == 0 for leaf in jax.tree.leaves(state)]
-    residual = [mask for mask in dropped if mask.shape == (B, T, TINY.embed_dim)]
-    heads = [mask for mask in dropped if mask.shape == (2, B, T, T)]
-    self.assertLen(residual, 1 + 2 * 2)
-    self.assertLen(heads, 2)
-    looked_at = [mask[..., np.tri(T, dtype=bool)] for mask in heads]
-    for masks in residual, looked_at:
-      for one, other in itertools.combinations(masks, 2):
-        self.assertBetween(np.mean(one == other), 0.3, 0.7)
 
 
 class GPT2ConfigTest(chex.TestCase):
