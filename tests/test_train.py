@@ -1,69 +1,27 @@
 """`python train.py` as a person runs it: in a process of its own, and interrupted."""
 
-import json
 import pathlib
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 
 from absl.testing import parameterized
 import chex
-import jax
-import orbax.checkpoint as ocp
 
-ROOT = pathlib.Path(__file__).parent.parent
-TINY = (
-  "--config.model.num_layers=1",
-  "--config.model.embed_dim=16",
-  "--config.model.num_heads=2",
-  "--config.model.context_length=12",
-  "--config.model.dropout_rate=0.1",
-  "--config.train.num_steps=100",
-  "--config.train.batch_size=8",
-  "--config.train.accumulation_steps=2",
-  "--config.train.log_every_steps=5",
-  "--config.eval.every_steps=20",
-  "--config.eval.num_windows=20",
-  "--config.eval.sample_tokens=4",
-  "--config.checkpoint.every_steps=10",
+from tests.reliability.runs import (
+  checkpoint_steps,
+  complaints,
+  digest,
+  evaluations,
+  logged,
+  records,
+  saving,
+  start,
+  stop,
+  TINY,
+  train,
+  train_to_the_end,
 )
-
-
-def start(*flags: str) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, str(ROOT / "train.py"), *flags],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=ROOT,
-  )
-
-
-def train(*flags: str) -> subprocess.CompletedProcess:
-  with start(*flags) as process:
-    out, err = process.communicate(timeout=120)
-  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def records(workdir: pathlib.Path) -> list[dict]:
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-def evaluations(workdir: pathlib.Path) -> list[dict]:
-  return [record for record in records(workdir) if "val/loss" in record]
-
-
-def final_state(workdir: pathlib.Path):
-  """All arrays of the last checkpoint, and where it stands in the data."""
-  checkpoint = workdir / "checkpoints" / "100"
-  with ocp.StandardCheckpointer() as checkpointer:
-    state = checkpointer.restore((checkpoint / "state").absolute())
-  state["rng"] = jax.random.key_data(state["rng"])
-  about = json.loads((checkpoint / "about" / "metadata").read_text())
-  return jax.device_get(state), about["data_position"]
 
 
 class TrainTest(chex.TestCase):
@@ -73,26 +31,10 @@ class TrainTest(chex.TestCase):
     self.addCleanup(temporary.cleanup)
     self.workdir = pathlib.Path(temporary.name) / "run"
 
-  def run_to_the_end(self):
-    done = train(*TINY, f"--workdir={self.workdir}")
-    self.assertEqual(done.returncode, 0, done.stderr)
-    self.assertEqual(done.stderr, "")
-    return done
-
-  def stop_when(self, happened, number: signal.Signals):
-    """Starts a run, sends it a signal once it has got somewhere, says how it ended."""
-    with start(*TINY, f"--workdir={self.workdir}") as process:
-      while not happened(self.workdir):
-        self.assertIsNone(process.poll(), "ended before it could be stopped")
-        time.sleep(0.002)
-      process.send_signal(number)
-      out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
 
 class MainJobTest(TrainTest):
   def test_leaves_all_that_it_promises_and_runs_only_once(self):
-    done = self.run_to_the_end()
+    done = train_to_the_end(self.workdir)
     for word in ("done: 100 steps", "floor", "gap", "step 100", "writes:"):
       self.assertIn(word, done.stdout)
     names = {path.name for path in self.workdir.iterdir()}
@@ -107,11 +49,10 @@ class MainJobTest(TrainTest):
         gap = record["val/loss"] - record["val/floor"]
         self.assertAlmostEqual(record["val/gap"], gap, places=12)
         self.assertGreater(gap, 0)
-    kept = sorted(p.name for p in (self.workdir / "checkpoints").iterdir())
-    self.assertEqual(kept, ["100", "90"])
+    self.assertEqual(checkpoint_steps(self.workdir), [90, 100])
 
     before = (self.workdir / "metrics.jsonl").read_text()
-    again = self.run_to_the_end()
+    again = train_to_the_end(self.workdir)
     self.assertIn("goes on from step 100 of 100", again.stdout)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
 
@@ -133,29 +74,8 @@ class MainJobTest(TrainTest):
     self.assertEqual(run.stderr.count("\n"), 1)
     self.assertRegex(run.stderr, r"error: the loss is nan .* at step \d+: stopped")
     named = int(run.stderr.split("at step ")[1].split(":")[0])
-    kept = [int(p.name) for p in (self.workdir / "checkpoints").iterdir()]
-    self.assertEqual(max(kept), named - 1)
+    self.assertEqual(checkpoint_steps(self.workdir)[-1], named - 1)
     self.assertIn(f"last good checkpoint: step {named - 1}", run.stderr)
-
-
-def logged(step: int):
-  def happened(workdir: pathlib.Path) -> bool:
-    path = workdir / "metrics.jsonl"
-    return path.exists() and f'"step": {step},' in path.read_text()
-
-  return happened
-
-
-def saving(step: int):
-  """As soon as anything of this checkpoint is there, which is before it is whole."""
-
-  def happened(workdir: pathlib.Path) -> bool:
-    folder = workdir / "checkpoints"
-    return folder.exists() and any(
-      path.name.split(".")[0] == str(step) for path in folder.iterdir()
-    )
-
-  return happened
 
 
 class InterruptedTest(TrainTest):
@@ -166,8 +86,8 @@ class InterruptedTest(TrainTest):
     super().setUpClass()
     with tempfile.TemporaryDirectory() as folder:
       workdir = pathlib.Path(folder) / "run"
-      assert train(*TINY, f"--workdir={workdir}").returncode == 0
-      cls.expected_state = final_state(workdir)
+      train_to_the_end(workdir)
+      cls.expected_digest = digest(workdir)
       cls.expected_evaluations = evaluations(workdir)
 
   @parameterized.named_parameters(
@@ -179,15 +99,15 @@ class InterruptedTest(TrainTest):
   )
   def test_ends_bit_identical_after(self, moments):
     for happened, number in moments:
-      ended = self.stop_when(happened, number)
+      ended = stop(happened, number, self.workdir)
       if number == signal.SIGKILL:
         self.assertEqual(ended.returncode, -signal.SIGKILL)
       else:
         self.assertEqual(ended.returncode, 128 + number)
         self.assertIn(f"stopped by {number.name} after step", ended.stdout)
-        self.assertEqual(ended.stderr, "")
-    self.run_to_the_end()
-    chex.assert_trees_all_equal(final_state(self.workdir), self.expected_state)
+        self.assertEqual(complaints(ended), [])
+    train_to_the_end(self.workdir)
+    self.assertEqual(digest(self.workdir), self.expected_digest)
     self.assertEqual(evaluations(self.workdir), self.expected_evaluations)
 
   def test_a_second_signal_ends_it_at_once(self):
@@ -204,8 +124,8 @@ class InterruptedTest(TrainTest):
 
 class DamagedTest(TrainTest):
   def test_goes_on_from_the_checkpoint_before_a_damaged_one(self):
-    self.run_to_the_end()
-    expected = final_state(self.workdir)
+    train_to_the_end(self.workdir)
+    expected = digest(self.workdir)
     for file in (self.workdir / "checkpoints" / "100" / "state").rglob("*"):
       if file.is_file():
         file.write_bytes(file.read_bytes()[:100])
@@ -213,7 +133,7 @@ class DamagedTest(TrainTest):
     self.assertEqual(again.returncode, 0, again.stderr)
     self.assertIn("checkpoints/100 is damaged, going on from", again.stderr)
     self.assertIn("goes on from step 90 of 100", again.stdout)
-    chex.assert_trees_all_equal(final_state(self.workdir), expected)
+    self.assertEqual(digest(self.workdir), expected)
 
 
 class BadInputTest(TrainTest):

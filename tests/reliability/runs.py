@@ -1,0 +1,158 @@
+"""Runs of train.py in processes of their own: started, stopped, and what they leave."""
+
+from collections.abc import Callable
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_STEPS = 100
+# Everything there is to lose is in it: dropout, accumulation, evaluations, samples.
+TINY = (
+  "--config.model.num_layers=1",
+  "--config.model.embed_dim=16",
+  "--config.model.num_heads=2",
+  "--config.model.context_length=12",
+  "--config.model.dropout_rate=0.1",
+  f"--config.train.num_steps={NUM_STEPS}",
+  "--config.train.batch_size=8",
+  "--config.train.accumulation_steps=2",
+  "--config.train.log_every_steps=5",
+  "--config.eval.every_steps=20",
+  "--config.eval.num_windows=20",
+  "--config.eval.sample_tokens=4",
+  "--config.checkpoint.every_steps=10",
+)
+PATIENCE_SECONDS = 300  # for what takes seconds on an idle machine
+
+Moment = Callable[[pathlib.Path], bool]  # of the workdir: has it come?
+
+
+def start(*flags: str, **environment: str) -> subprocess.Popen:
+  """Begins `python train.py FLAGS`."""
+  return subprocess.Popen(
+    [sys.executable, str(ROOT / "train.py"), *flags],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env=os.environ | environment,
+  )
+
+
+def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+  """Waits for its end; one that does not end is killed, an AssertionError."""
+  try:
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    out, err = process.communicate()
+    raise AssertionError(f"did not end by itself; it said {out}{err}") from None
+  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def train(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+  """`python train.py FLAGS` to its end."""
+  return finish(start(*flags, **environment))
+
+
+def train_to_the_end(workdir: pathlib.Path) -> subprocess.CompletedProcess:
+  """The tiny run; an AssertionError unless it is done and complains of nothing."""
+  done = train(*TINY, f"--workdir={workdir}")
+  assert done.returncode == 0, done
+  assert complaints(done) == [], done
+  return done
+
+
+def complaints(ended: subprocess.CompletedProcess) -> list[str]:
+  """The lines of its standard error, but for orbax's that this machine is slow."""
+  lines = ended.stderr.splitlines()
+  return [line for line in lines if "Waiting for previous save" not in line]
+
+
+def wait_for(moment: Moment, workdir: pathlib.Path, process: subprocess.Popen) -> None:
+  """Until the moment has come; an AssertionError if the process ends before."""
+  patience = time.monotonic() + PATIENCE_SECONDS
+  while not moment(workdir):
+    if process.poll() is not None or time.monotonic() > patience:
+      process.kill()
+      out, err = process.communicate()
+      raise AssertionError(f"the moment to stop it never came; it said {out}{err}")
+    time.sleep(0.002)
+
+
+def stop(
+  moment: Moment, number: signal.Signals, workdir: pathlib.Path, *flags: str
+) -> subprocess.CompletedProcess:
+  """Starts the tiny run, sends it a signal when the moment has come; how it ended."""
+  process = start(*TINY, *flags, f"--workdir={workdir}")
+  wait_for(moment, workdir, process)
+  process.send_signal(number)
+  return finish(process)
+
+
+def logged(step: int) -> Moment:
+  """This step's metrics are written."""
+
+  def moment(workdir: pathlib.Path) -> bool:
+    path = workdir / "metrics.jsonl"
+    return path.exists() and f'"step": {step},' in path.read_text()
+
+  return moment
+
+
+def saving(step: int) -> Moment:
+  """As soon as anything of this checkpoint is there, which is before it is whole."""
+
+  def moment(workdir: pathlib.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(
+      path.name.split(".")[0] == str(step) for path in folder.iterdir()
+    )
+
+  return moment
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+  """All that was measured."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict]:
+  """What was measured at each evaluation."""
+  return [record for record in records(workdir) if "val/loss" in record]
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+  """Of the whole checkpoints, ascending."""
+  names = [path.name for path in (workdir / "checkpoints").iterdir()]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def digest(workdir: pathlib.Path) -> str:
+  """SHA-256 of the newest checkpoint's content.
+
+  Over the position in the data, and the name, dtype, shape and bytes of every array:
+  params, optimizer state, step and random key. As orbax reads them, without our checks.
+  """
+  checkpoint = workdir / "checkpoints" / str(checkpoint_steps(workdir)[-1])
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore((checkpoint / "state").absolute())
+  state["rng"] = jax.random.key_data(state["rng"])
+  about = json.loads((checkpoint / "about" / "metadata").read_text())
+  position = json.dumps(about["data_position"], sort_keys=True)
+  content = hashlib.sha256(position.encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+    name = jax.tree_util.keystr(path)
+    content.update(f"\n{name} {leaf.dtype} {leaf.shape} ".encode())
+    content.update(leaf.tobytes())
+  return content.hexdigest()
