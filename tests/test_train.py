@@ -10,14 +10,9 @@ import chex
 
 from tests.reliability.runs import (
   checkpoint_steps,
-  complaints,
   digest,
-  evaluations,
-  logged,
   records,
-  saving,
   start,
-  stop,
   TINY,
   train,
   train_to_the_end,
@@ -78,38 +73,7 @@ class MainJobTest(TrainTest):
     self.assertIn(f"last good checkpoint: step {named - 1}", run.stderr)
 
 
-class InterruptedTest(TrainTest):
-  """Killed at any moment and started again, a run ends as if never interrupted."""
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    with tempfile.TemporaryDirectory() as folder:
-      workdir = pathlib.Path(folder) / "run"
-      train_to_the_end(workdir)
-      cls.expected_digest = digest(workdir)
-      cls.expected_evaluations = evaluations(workdir)
-
-  @parameterized.named_parameters(
-    ("before_the_first_step", [(pathlib.Path.exists, signal.SIGKILL)]),
-    ("during_a_save", [(saving(20), signal.SIGKILL)]),
-    ("twice", [(logged(15), signal.SIGKILL), (logged(25), signal.SIGKILL)]),
-    ("asked_to_stop", [(logged(15), signal.SIGTERM)]),
-    ("by_hand_then_killed", [(logged(5), signal.SIGINT), (saving(30), signal.SIGKILL)]),
-  )
-  def test_ends_bit_identical_after(self, moments):
-    for happened, number in moments:
-      ended = stop(happened, number, self.workdir)
-      if number == signal.SIGKILL:
-        self.assertEqual(ended.returncode, -signal.SIGKILL)
-      else:
-        self.assertEqual(ended.returncode, 128 + number)
-        self.assertIn(f"stopped by {number.name} after step", ended.stdout)
-        self.assertEqual(complaints(ended), [])
-    train_to_the_end(self.workdir)
-    self.assertEqual(digest(self.workdir), self.expected_digest)
-    self.assertEqual(evaluations(self.workdir), self.expected_evaluations)
-
+class SignalTest(TrainTest):
   def test_a_second_signal_ends_it_at_once(self):
     with start(*TINY, f"--workdir={self.workdir}") as process:
       # compiling comes next, during which nobody listens

@@ -20,7 +20,7 @@ LATEST = 70  # of NUM_STEPS: whoever waits for the moment may be late by some st
 
 
 def resumed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
-  """Row 1: stopped after random steps by each signal in turn, and gone on to the end."""
+  """Row 1: stopped after random steps, by each signal in turn, and gone on."""
   tally, stopped_after = Tally(), []
   reference = folder / "reference"
   train_to_the_end(reference)

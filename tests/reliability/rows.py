@@ -2,6 +2,7 @@
 
 from tests.reliability.campaign import Row
 from tests.reliability.data_order import same_batches
+from tests.reliability.meshes import across_meshes
 from tests.reliability.resume import resumed
 
 ROWS = (
@@ -11,4 +12,5 @@ ROWS = (
     "every batch equal: any stop, any number of workers, of devices",
     same_batches,
   ),
+  Row(8, "a checkpoint of any mesh goes on on every other", across_meshes),
 )

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -31,6 +33,16 @@ TINY = (
   "--config.eval.sample_tokens=4",
   "--config.checkpoint.every_steps=10",
 )
+# The environment of a process with eight devices, all of them this machine's.
+EIGHT_DEVICES = {
+  "JAX_PLATFORMS": "cpu",
+  "XLA_FLAGS": (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0"  # what takes time here is compiling
+  ),
+  # With as many threads as devices, XLA's threads may all wait for one another.
+  "NPROC": "16",
+}
 PATIENCE_SECONDS = 300  # for what takes seconds on an idle machine
 
 Moment = Callable[[pathlib.Path], bool]  # of the workdir: has it come?
@@ -147,12 +159,18 @@ def digest(workdir: pathlib.Path) -> str:
   checkpoint = workdir / "checkpoints" / str(checkpoint_steps(workdir)[-1])
   with ocp.StandardCheckpointer() as checkpointer:
     state = checkpointer.restore((checkpoint / "state").absolute())
-  state["rng"] = jax.random.key_data(state["rng"])
   about = json.loads((checkpoint / "about" / "metadata").read_text())
-  position = json.dumps(about["data_position"], sort_keys=True)
-  content = hashlib.sha256(position.encode())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+  return digest_of(state, about["data_position"])
+
+
+def digest_of(state: Any, position: dict) -> str:
+  """See `digest`."""
+  content = hashlib.sha256(json.dumps(position, sort_keys=True).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    array = np.asarray(jax.device_get(leaf))
     name = jax.tree_util.keystr(path)
-    content.update(f"\n{name} {leaf.dtype} {leaf.shape} ".encode())
-    content.update(leaf.tobytes())
+    content.update(f"\n{name} {array.dtype} {array.shape} ".encode())
+    content.update(array.tobytes())
   return content.hexdigest()

@@ -3,7 +3,6 @@
 Needs eight devices, so `test_sharding.py` runs this in a process of its own.
 """
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -23,8 +22,7 @@ from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
 from gpt2_flax.layer_stacking import stack_layers
 from gpt2_flax.training import loop
-from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import CheckpointConfig, MeshConfig, parse
+from gpt2_flax.training.config import MeshConfig, parse
 from gpt2_flax.training.evaluation import Evaluator
 from gpt2_flax.training.mesh import (
   batch_sharding,
@@ -135,10 +133,6 @@ def sizes(program: str) -> set[int]:
   return {int(size) for shape in shapes for size in shape.split(",")}
 
 
-def bits(state: TrainState) -> Any:
-  return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
-
-
 class EveryShapeTest(chex.TestCase):
   def test_there_are_ten(self):
     self.assertLen(SHAPES, 10)
@@ -185,30 +179,6 @@ class EvaluationTest(chex.TestCase):
       losses["val/loss"], expected.losses(on_one)["val/loss"], places=5
     )
     np.testing.assert_array_equal(samples, expected.samples(on_one, 3, seed=5))
-
-
-class CheckpointTest(chex.TestCase):
-  def test_what_one_mesh_saves_every_other_restores(self):
-    saved = run((2, 2, 2))
-    config, _ = parse(make_config())
-    optimizer = make_optimizer(
-      dataclasses.replace(config.optimizer, name="adamw"), lambda step: 0.0
-    )
-    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    with Checkpoints(folder, CheckpointConfig(every_steps=1, keep=2)) as checkpoints:
-      checkpoints.save(saved.state, {"next_index": 7}, {})
-      checkpoints.wait()
-      for shape in (ONE, *SHAPES):
-        mesh = mesh_of(shape, config.train)
-        abstract = abstract_state(GPT2(config.model), optimizer, mesh)
-        state, position = checkpoints.restore(abstract)
-        chex.assert_trees_all_equal(bits(state), bits(saved.state))
-        self.assertEqual(position, {"next_index": 7})
-        jax.tree.map(
-          lambda leaf, like: self.assertEqual(leaf.sharding, like.sharding),
-          state,
-          abstract,
-        )
 
 
 class WholeRunTest(chex.TestCase):

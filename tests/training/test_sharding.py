@@ -7,10 +7,7 @@ import sys
 
 import chex
 
-FLAGS = (
-  "--xla_force_host_platform_device_count=8",
-  "--xla_backend_optimization_level=0",  # what takes time here is compiling
-)
+from tests.reliability.runs import EIGHT_DEVICES
 
 
 class ShardingTest(chex.TestCase):
@@ -18,13 +15,7 @@ class ShardingTest(chex.TestCase):
     tests = pathlib.Path(__file__).with_name("eight_devices.py")
     done = subprocess.run(
       [sys.executable, "-m", "pytest", "-n", "0", "-s", str(tests)],
-      env=os.environ
-      | {
-        "XLA_FLAGS": " ".join(FLAGS),
-        "JAX_PLATFORMS": "cpu",
-        # With as many threads as devices, XLA's threads may all wait for one another.
-        "NPROC": "16",
-      },
+      env=os.environ | EIGHT_DEVICES,
       capture_output=True,
       text=True,
       timeout=900,

@@ -1,0 +1,127 @@
+"""A checkpoint of one mesh goes on on every other.
+
+Needs eight devices, so the row starts this module in a process of its own.
+"""
+
+import itertools
+import json
+import math
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from configs import toy
+from gpt2_flax.datasets.pipeline import train_dataset
+from gpt2_flax.training.checkpoints import Checkpoints
+from gpt2_flax.training.config import CheckpointConfig, parse
+from gpt2_flax.training.mesh import batch_sharding, spread_over
+from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
+from gpt2_flax.training.step import (
+  abstract_state,
+  init_state,
+  make_train_step,
+  shardings,
+  TrainState,
+)
+from gpt2_flax.transformer import GPT2
+from tests.reliability.campaign import Tally
+from tests.reliability.runs import digest_of, EIGHT_DEVICES, ROOT
+
+Shape = tuple[int, int, int]  # (data, fsdp, tensor), of 1, 2, 4 and 8 devices
+SHAPES: list[Shape] = [
+  s for s in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(s) <= 8
+]
+SAVED_AT, FOLLOWING = 3, 10  # steps before the checkpoint, and after it
+ACCUMULATION = 2
+TOLERANCE = 1e-6  # of a loss, relative
+
+
+def across_meshes(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
+  """Row 8: saved on each shape, restored and gone on on each; else on two of them."""
+  trained = SHAPES if full else [(1, 1, 1), chance.choice(SHAPES[1:])]
+  done = subprocess.run(
+    [sys.executable, "-m", __name__, str(folder), json.dumps(trained)],
+    env=os.environ | EIGHT_DEVICES,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=3600,
+  )
+  assert done.returncode == 0, done.stderr
+  tally = Tally()
+  vars(tally).update(json.loads(done.stdout.splitlines()[-1]))
+  return tally
+
+
+class _Trainer:
+  """What trains the tiny model on a mesh of this shape."""
+
+  def __init__(self, shape: Shape):
+    values = toy.get_config()
+    values.model.update(num_layers=1, num_heads=8, embed_dim=32, context_length=12)
+    values.model.dropout_rate = 0.1
+    values.optimizer.warmup_steps = 2
+    values.train.update(num_steps=SAVED_AT + FOLLOWING, batch_size=16)
+    config, dataset = parse(values)
+    self.model = GPT2(config.model)
+    schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
+    self.optimizer = make_optimizer(config.optimizer, schedule)
+    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
+    self.mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    self.abstract = abstract_state(self.model, self.optimizer, self.mesh)
+    self._step = make_train_step(
+      self.model, self.optimizer, schedule, self.abstract, ACCUMULATION
+    )
+    self._batches = train_dataset(dataset, 16, seed=0)
+
+  def train(self, state: TrainState, num_steps: int) -> tuple[TrainState, np.ndarray]:
+    """The state after some more steps, and the loss of each; `state` is used up."""
+    losses = []
+    with spread_over(self.mesh):
+      for step in range(int(state.step), int(state.step) + num_steps):
+        batch = jax.device_put(self._batches[step], batch_sharding(self.mesh))
+        state, metrics = self._step(state, batch)
+        losses.append(float(metrics["train/loss"]))
+    return state, np.array(losses)
+
+
+def main(folder: pathlib.Path, trained: list[Shape]) -> Tally:
+  """Saves on the shapes that are trained on, restores each checkpoint on all shapes."""
+  tally, apart = Tally(), np.zeros(FOLLOWING)
+  trainers = {shape: _Trainer(shape) for shape in SHAPES}
+  for shape in trained:
+    saver, position = trainers[shape], {"next_index": SAVED_AT}
+    state = init_state(saver.model, saver.optimizer, 0, saver.abstract)
+    state, _ = saver.train(state, SAVED_AT)
+    keep = CheckpointConfig(every_steps=1, keep=2)
+    with Checkpoints(folder / "-".join(map(str, shape)), keep) as checkpoints:
+      checkpoints.save(state, position, {})
+      checkpoints.wait()
+      saved = digest_of(state, position)
+      _, uninterrupted = saver.train(state, FOLLOWING)
+      for other_shape, other in trainers.items():
+        with tally.attempt(f"saved on {shape}, restored on {other_shape}"):
+          state, position = checkpoints.restore(other.abstract)
+          assert digest_of(state, position) == saved, "the state differs"
+          placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+          assert placed == shardings(other.abstract), "the state lies elsewhere"
+          if other_shape not in trained:
+            continue
+          _, losses = other.train(state, FOLLOWING)
+          apart = np.maximum(apart, np.abs(losses / uninterrupted - 1))
+          assert apart.max() <= TOLERANCE, f"the losses differ by {apart.max()}"
+  tally.measured = (
+    f"the next loss within {apart[0]:.1e} relative, the {FOLLOWING} next within"
+    f" {apart.max():.1e}"
+  )
+  return tally
+
+
+if __name__ == "__main__":
+  shapes = [tuple(shape) for shape in json.loads(sys.argv[2])]
+  print(json.dumps(vars(main(pathlib.Path(sys.argv[1]), shapes))))
