@@ -34,7 +34,7 @@ def same_batches(folder: pathlib.Path, chance: random.Random, full: bool) -> Tal
     dataset = config.make(LENGTH)
     expected = _take([train_batches(dataset, BATCH_SIZE, SEED)], NUM_BATCHES)
     for stop in range(NUM_BATCHES + 1):
-      for _ in range(16 if full else 1):
+      for _ in range(8 if full else 1):
         stops = [stop, chance.randint(stop, NUM_BATCHES), NUM_BATCHES]
         ways = [(chance.choice(WORKERS), chance.choice(DEVICES)) for _ in stops]
         what = f"{config.name}, stops {stops}, (workers, devices) {ways}"

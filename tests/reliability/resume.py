@@ -16,6 +16,7 @@ from tests.reliability.runs import (
 )
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+EARLIEST = 11  # there is a checkpoint by then
 LATEST = 70  # of NUM_STEPS: whoever waits for the moment may be late by some steps
 
 
@@ -24,14 +25,14 @@ def resumed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   tally, stopped_after = Tally(), []
   reference = folder / "reference"
   train_to_the_end(reference)
-  for number in range(32 if full else 2):
-    times = 1 + number % 2
-    with tally.attempt(f"run {number}, stopped {times} time(s)"):
-      workdir = folder / f"run{number}"
+  for run in range(32 if full else 1):
+    times = 2 - run % 2
+    with tally.attempt(f"run {run}, stopped {times} time(s)"):
+      workdir = folder / f"run{run}"
       for _ in range(times):
         number = SIGNALS[len(stopped_after) % len(SIGNALS)]
-        reached = _last_logged(workdir)
-        _stop_after(reached + chance.randint(1, LATEST // times), number, workdir)
+        step = _last_logged(workdir) + chance.randint(EARLIEST, LATEST // times)
+        _stop_after(step, number, workdir)
         stopped_after.append(_last_logged(workdir))
       train_to_the_end(workdir)
       where = f"stopped after steps {stopped_after[-times:]}, it"
