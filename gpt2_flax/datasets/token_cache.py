@@ -11,7 +11,9 @@ import itertools
 import json
 import os
 import pathlib
+import platform
 import shutil
+from typing import IO
 
 import numpy as np
 import tqdm
@@ -142,7 +144,8 @@ def _build(
   folder: pathlib.Path, files: list[pathlib.Path], tokenizer: Tokenizer
 ) -> None:
   """Writes a cache; it appears under its name when it is whole."""
-  temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+  _remove_abandoned(folder.parent)
+  temporary = folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.tmp")
   try:
     temporary.mkdir(parents=True)
     total = sum(file.stat().st_size for file in files)
@@ -159,9 +162,10 @@ def _build(
       for piece in _pieces(files):
         out.write(np.array(tokenizer.encode(piece), _dtype(tokenizer)).tobytes())
         bar.update(len(piece.encode()))
-      out.flush()
-      os.fsync(out.fileno())
-    (temporary / "tokenizer.json").write_text(tokenizers.dumps(tokenizer), "utf-8")
+      _sync(out)
+    with (temporary / "tokenizer.json").open("w", encoding="utf-8") as out:
+      out.write(tokenizers.dumps(tokenizer))
+      _sync(out)
     temporary.replace(folder)
   except OSError as error:
     if not folder.exists():  # else another run has just made the same cache
@@ -171,3 +175,19 @@ def _build(
       ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(file: IO) -> None:
+  file.flush()
+  os.fsync(file.fileno())
+
+
+def _remove_abandoned(caches: pathlib.Path) -> None:
+  """What builds have left half done that were killed on this machine."""
+  for left in caches.glob(f"tokens-*.{platform.node()}.*.tmp"):
+    try:
+      os.kill(int(left.suffixes[-2][1:]), 0)  # asks whether there is such a process
+    except ProcessLookupError:
+      shutil.rmtree(left, ignore_errors=True)
+    except PermissionError:
+      continue  # there is, of somebody else's

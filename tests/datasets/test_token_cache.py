@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import platform
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -77,6 +80,21 @@ class TokenCacheTest(chex.TestCase):
     ):
       token_cache.tokenize([self.file], "byte", 300)
     self.assertEqual(self.caches(), [])
+
+  def test_only_what_dead_builds_left_is_removed(self):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+      dead.wait()
+    here = platform.node()
+    abandoned, going_on, elsewhere = (
+      f"tokens-other.{where}.{pid}.tmp"
+      for where, pid in ((here, dead.pid), (here, os.getppid()), ("else", dead.pid))
+    )
+    for name in (abandoned, going_on, elsewhere):
+      (cache_folder() / name).mkdir(parents=True)
+    (cache_folder() / abandoned / "tokens.bin").touch()
+    token_cache.tokenize([self.file], "byte", 300)
+    left = {name for name in self.caches() if name.endswith(".tmp")}
+    self.assertEqual(left, {going_on, elsewhere})
 
   def test_a_wrong_byte_is_found_wherever_it_is(self):
     content = TEXT.encode()
