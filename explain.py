@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from gpt2_flax import command_line
+from gpt2_flax import atomic_files, command_line
 from gpt2_flax.errors import InputError
 
 command_line.define_model_flags()
@@ -25,7 +25,6 @@ _OUTPUT = flags.DEFINE_string(
 def main() -> int:
   """Loads the model, writes the page."""
   from gpt2_flax.interpret.page import page_data, render_page
-  from gpt2_flax.training.metrics import write_atomically
   from gpt2_flax.training.workdir import load_dataset
 
   workdir = flags.FLAGS.workdir
@@ -44,12 +43,7 @@ def main() -> int:
   title = pathlib.Path(workdir).resolve().name if workdir else flags.FLAGS.pretrained
   data = page_data(model, params, tokenizer, tokens, title=title, dataset=dataset)
   page = render_page(data, model.config)
-  try:
-    write_atomically(output, page)
-  except OSError as error:
-    raise InputError(
-      f"--output={output} cannot be written: {error.strerror}"
-    ) from error
+  atomic_files.write_text(output, page)
   for note in data["notes"]:
     print(note)
   print(f"wrote {output}, {len(page.encode()) / 1e6:.1f} MB")

@@ -2,8 +2,13 @@
 
 from collections.abc import Iterable
 import difflib
+import errno
+import os
+import re
 
 MOST_LISTED = 40  # names that one line of an error gives at most
+# What may be otherwise the next time, with the very same input
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class InputError(ValueError):
@@ -25,3 +30,17 @@ def unknown_name(what: str, name: str, allowed: Iterable[str]) -> InputError:
 
 class RunError(RuntimeError):
   """A run that cannot go on, through no fault of its input: one line, exit code 1."""
+
+
+def cannot_write(where: object, error: OSError) -> InputError | RunError:
+  """A `RunError` where the disk is full or fails; an `InputError` for a wrong place."""
+  kind = RunError if error.errno in _DISK_ERRORS else InputError
+  return kind(f"{where} cannot be written: {error.strerror or error}")
+
+
+def os_error(error: Exception) -> OSError | None:
+  """What the system said, where an error of Python, Rust or tensorstore tells it."""
+  if isinstance(error, OSError):
+    return error
+  number = re.search(r"\bos[ _]error(?: |_code=')(\d+)", str(error))
+  return number and OSError(int(number[1]), os.strerror(int(number[1])))

@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from typing import Any
 
 from flax import linen as nn
@@ -26,10 +25,10 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 import safetensors.numpy
 
 from gpt2_flax import tokenizers
+from gpt2_flax.atomic_files import replacing
 from gpt2_flax.errors import InputError
 from gpt2_flax.hub_folder import (
   CONFIG,
@@ -131,6 +130,7 @@ def save(
   Raises:
     InputError: there is something in the folder, it cannot be written, params are
       not this model's, or GPT-2's format has no word for the model.
+    RunError: the disk is full.
   """
   _check_expressible(model.config)
   folder = pathlib.Path(folder).resolve()
@@ -143,22 +143,13 @@ def save(
   )
   tensors = _tensors(config, flat)
   config_text = json.dumps(config_json(config, tokenizer), indent=2) + "\n"
-  temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-  try:
-    temporary.mkdir(parents=True)
+  with replacing(folder) as temporary:
+    temporary.mkdir()
     (temporary / CONFIG).write_text(config_text, "utf-8")
     safetensors.numpy.save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
     (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)  # it was 0600
     if tokenizer is not None:
       write_tokenizer(temporary, tokenizer)
-    for path in temporary.iterdir():
-      with path.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(folder)
-  except (OSError, SafetensorError) as error:
-    raise InputError(f"{folder} cannot be written: {error}") from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _layout(config: GPT2Config) -> dict[str, tuple[str, str]]:

@@ -4,9 +4,9 @@ import importlib
 import sys
 from types import ModuleType
 
+from gpt2_flax.atomic_files import write_text
 from gpt2_flax.command_line import guarded, keep_compiled_programs
 from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.training.metrics import write_atomically
 from lessons import LESSONS
 from lessons.report import FOLDER, Report, show
 
@@ -58,7 +58,7 @@ def main(args: list[str]) -> int:
       for name in LESSONS:
         print(f"\n# {name}: {load(name).CLAIM}")
         outcomes[name] = show(load(name).run, name)
-      write_atomically(FOLDER / "README.md", page(outcomes))
+      write_text(FOLDER / "README.md", page(outcomes))
     case [name]:
       if name not in LESSONS:
         raise unknown_name("lesson", name, [*LESSONS, "all"])

@@ -7,6 +7,8 @@ import time
 
 from matplotlib.figure import Figure
 
+from gpt2_flax.atomic_files import replacing
+
 FOLDER = pathlib.Path(__file__).parent
 PICTURES = FOLDER / "pictures"
 # Told apart by the colour-blind too (Okabe & Ito, 2008, "Color Universal Design").
@@ -101,7 +103,7 @@ def show(run: Callable[[], Report], file: str) -> tuple[Report, float]:
   for finding in report.findings:
     print(f"- {finding}")
   picture = PICTURES / f"{pathlib.Path(file).stem}.png"
-  PICTURES.mkdir(exist_ok=True)
-  report.figure.savefig(picture)
+  with replacing(picture) as temporary:
+    report.figure.savefig(temporary, format="png")
   print(f"\nThe claim {report.verdict}. {seconds:.0f} s; picture: {picture}")
   return report, seconds

@@ -16,6 +16,7 @@ import jax
 from jax.extend.core import Literal
 import jax.numpy as jnp
 
+from gpt2_flax.atomic_files import write_text
 from gpt2_flax.interpret.flow_drawing import draw
 from gpt2_flax.transformer import GPT2, GPT2Config
 
@@ -334,5 +335,5 @@ def default_svg() -> str:
 
 
 if __name__ == "__main__":
-  DRAWING.write_text(default_svg(), "utf-8")
+  write_text(DRAWING, default_svg())
   print(f"wrote {DRAWING}")

@@ -1,57 +1,87 @@
 """Checkpoints: written in the background, whole or not at all, checked when read."""
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
-import json
 import pathlib
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from gpt2_flax.errors import RunError
+from gpt2_flax.atomic_files import put_in_place
+from gpt2_flax.errors import InputError, os_error, RunError
 from gpt2_flax.training import processes
 from gpt2_flax.training.config import CheckpointConfig
 from gpt2_flax.training.step import TrainState
 
+MANIFEST = "SHA256SUMS"
 
-@jax.jit
-def _fingerprints(state: TrainState) -> list[jax.Array]:
-  """A uint32 for each leaf that any single changed element changes.
 
-  The sum of the elements' bits, each times an odd number of its own, modulo 2^32.
-  Integer sums do not depend on their order, so the devices that hold a leaf may
-  compute it together, and another number of devices gets the same.
+class _SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A folder that orbax fills; a checkpoint gets its name once it has a manifest.
+
+  In place of orbax's own last words (that the commit was a success, and when), which
+  would come too late for the manifest.
   """
 
-  def fingerprint(leaf: jax.Array) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      leaf = jax.random.key_data(leaf)
-    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).ravel()
-    odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-    return jnp.sum(bits * (odd * jnp.uint32(2654435761)), dtype=jnp.uint32)
-
-  return [fingerprint(leaf) for leaf in jax.tree.leaves(state)]
-
-
-def _leaf_names(state: TrainState) -> list[str]:
-  paths = jax.tree_util.tree_flatten_with_path(state)[0]
-  return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+  async def finalize(self) -> None:
+    if self._checkpoint_metadata_store:  # writes its file in a thread of its own
+      self._checkpoint_metadata_store.wait_until_finished()
+    temporary, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
+    if final.name.isdecimal():  # the whole, not one of its items
+      (temporary / MANIFEST).write_bytes(_manifest(temporary))
+      put_in_place(temporary, final)
+    else:
+      temporary.replace(final)
 
 
-def _sealed(content: dict) -> dict:
-  """JSON values together with their own SHA-256."""
-  text = json.dumps(content, sort_keys=True)
-  return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+def _manifest(folder: pathlib.Path) -> bytes:
+  """What `sha256sum` says of every file in a folder, but of the manifest itself."""
+  lines = []
+  for path in sorted(folder.rglob("*")):
+    name = path.relative_to(folder).as_posix()
+    if path.is_file() and name != MANIFEST:
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+      lines.append(f"{digest}  {name}\n")
+  return "".join(lines).encode()
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+  """What in a checkpoint is not as it was saved; None if it is whole."""
+  try:
+    saved, found = (folder / MANIFEST).read_bytes(), _manifest(folder)
+  except OSError as error:
+    return f"{error.filename}: {error.strerror}"
+  if found == saved:
+    return None
+  differing = {*saved.split(b"\n")} ^ {*found.split(b"\n")}
+  names = [line.partition(b"  ")[2].decode(errors="replace") for line in differing]
+  return f"{min(names) or MANIFEST} is not as {MANIFEST} has it"
+
+
+def _leaves(state: TrainState) -> dict[str, str]:
+  """The dtype and shape of every array, by its name; `state` may be abstract."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (
+      f"{leaf.dtype}{list(leaf.shape)}"
+    )
+    for path, leaf in jax.tree.leaves_with_path(state)
+  }
+
+
+def _is_not_orbax(record: logging.logging.LogRecord) -> bool:
+  """orbax logs what it then raises, with its stack, and what takes it long."""
+  return not record.pathname.startswith(str(pathlib.Path(ocp.__file__).parent))
 
 
 class Checkpoints:
   """The checkpoints of one run, newest last.
 
   Each holds the `TrainState` (params, optimizer state, step, rng) with its layers
-  unstacked, the position in the data, the config, and a fingerprint of every array: the
-  file format alone would let a flipped bit through.
+  unstacked, the position in the data, the config, and a manifest: the SHA-256 of each
+  of its files, which the file format alone would let change unnoticed.
   """
 
   def __init__(
@@ -59,6 +89,8 @@ class Checkpoints:
   ):
     policies = ocp.checkpoint_managers
     self._folder, self._read_only = folder, read_only
+    self._saving: int | None = None  # the step whose save may not be done yet
+    logging.get_absl_handler().addFilter(_is_not_orbax)
     self._manager = ocp.CheckpointManager(
       folder.absolute(),
       options=ocp.CheckpointManagerOptions(
@@ -66,6 +98,7 @@ class Checkpoints:
         preservation_policy=policies.LatestN(config.keep),
         cleanup_tmp_directories=not read_only,
         create=not read_only,
+        temporary_path_class=_SealedFolder,
       ),
     )
 
@@ -73,7 +106,8 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_) -> None:
-    self._manager.close()
+    with self._failing_as_one_line():
+      self._manager.close()
 
   def latest_step(self) -> int | None:
     """The step of the newest checkpoint, or None."""
@@ -83,79 +117,95 @@ class Checkpoints:
     """Starts to write a checkpoint; it counts once it is whole.
 
     Raises:
-      Whatever made the save before this one fail.
+      RunError: this save cannot begin, or the one before it has failed.
     """
-    fingerprints = jax.device_get(_fingerprints(state))
-    about = {
-      "data_position": data_position,
-      "config": config,
-      "fingerprints": [int(fingerprint) for fingerprint in fingerprints],
-    }
-    self._manager.save(
-      int(jax.device_get(state.step)),
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        about=ocp.args.JsonSave(_sealed(about)),
-      ),
-    )
+    self.wait()
+    about = {"data_position": data_position, "config": config, "leaves": _leaves(state)}
+    self._saving = int(jax.device_get(state.step))
+    with self._failing_as_one_line():
+      self._manager.save(
+        self._saving,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+        ),
+      )
 
   def wait(self) -> None:
-    """Until all that was saved is whole on disk."""
-    self._manager.wait_until_finished()
+    """Until all that was saved is whole on disk.
+
+    Raises:
+      RunError: the last save has failed.
+    """
+    with self._failing_as_one_line():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _failing_as_one_line(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # whatever orbax, and what it writes with, may raise
+      known = os_error(error)
+      reason = known.strerror if known else (str(error) or repr(error)).splitlines()[0]
+      raise RunError(
+        f"checkpoint {self._folder / str(self._saving)} cannot be written: {reason}"
+      ) from error
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest usable state and its data position; None where there is none yet.
 
-    A checkpoint that cannot be read, or whose content is not what was saved, is
-    set aside as `STEP.damaged` with a warning, and the one before it is used.
+    A checkpoint whose files are not what was saved is set aside as `STEP.damaged` with
+    a warning, and the one before it is used.
 
     Args:
       abstract: shapes, dtypes and shardings of the state.
 
     Raises:
+      InputError: it holds another state than `abstract`; names the first array.
       RunError: there are checkpoints, all of them damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
-      try:
-        restored = self._read(step, abstract)
-      except Exception as error:  # whatever a damaged file makes the reader raise
+      folder = self._folder / str(step)
+      # One process looks, all hear of it, before orbax makes them wait for one another
+      damage = _damage(folder) if jax.process_index() == 0 else None
+      if processes.everywhere(damage is None):
+        return self._read(step, abstract)
+      if damage:
         logging.warning(
           "checkpoint %s is damaged, going on from the one before it (%s)",
-          self._folder / str(step),
-          (str(error).strip() or repr(error)).splitlines()[0],
+          folder,
+          damage,
         )
-        if not self._read_only:
-          with processes.all_or_none():
-            if jax.process_index() == 0:
-              (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
-          self._manager.reload()
-        continue
-      return restored
-    if steps:
+      if not self._read_only:
+        self._set_aside(step)
+    if steps or any(self._folder.glob("*.damaged*")):
       raise RunError(
-        f"all {len(steps)} checkpoints in {self._folder} are damaged: to start"
-        " over, choose another --workdir"
+        f"all checkpoints in {self._folder} are damaged: to start over, choose another"
+        " --workdir"
       )
     return None
 
-  def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
+  def _set_aside(self, step: int) -> None:
     with processes.all_or_none():
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
-        ),
-      )
-    state, about = restored.state, dict(restored.about)
-    seal = about.pop("sha256")
-    if _sealed(about)["sha256"] != seal:
-      raise ValueError("about/metadata is not what was saved")
-    fingerprints = jax.device_get(_fingerprints(state))
-    names = _leaf_names(state)
-    for name, found, saved in zip(
-      names, fingerprints, about["fingerprints"], strict=True
-    ):
-      if int(found) != saved:
-        raise ValueError(f"{name} is not what was saved")
+      if jax.process_index() == 0:
+        aside = self._folder / f"{step}.damaged"
+        while aside.exists():  # an earlier one of the same step
+          aside = aside.with_name(aside.name + "_")
+        (self._folder / str(step)).rename(aside)
+    self._manager.reload()
+
+  def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
+    items = ocp.args.Composite(about=ocp.args.JsonRestore())
+    about = self._manager.restore(step, args=items).about
+    # orbax would cast, cut and fill up to make it fit
+    saved, wanted = about["leaves"], _leaves(abstract)
+    for name in (*wanted, *saved):
+      if saved.get(name) != wanted.get(name):
+        raise InputError(
+          f"checkpoint {self._folder / str(step)} is of another model or optimizer:"
+          f" {name} is {saved.get(name, 'not there')}, by the config it must be"
+          f" {wanted.get(name, 'not there')}"
+        )
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    state = self._manager.restore(step, args=items).state
     return state, about["data_position"]

@@ -87,7 +87,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
 
   Raises:
     InputError: the config does not fit the devices or the workdir.
-    RunError: the loss is not finite, or all checkpoints are damaged.
+    RunError: the loss is not finite, all checkpoints are damaged, or the disk is full.
   """
   # --- What does not change ------------------------------------------------------
   mesh = make_mesh(config.mesh, config.train)
@@ -126,7 +126,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     if config.model.scan_layers:
       state = jax.jit(stack_layers, out_shardings=shardings(abstract))(state)
     step = int(state.step)
-    writer = stack.enter_context(MetricsWriter(workdir, start_step=step))
+    writer = MetricsWriter(workdir, start_step=step)
     progress = stack.enter_context(Progress(num_steps, start_step=step))
     progress.line(
       f"{num_params(abstract.params):,} parameters, {mesh.size} device(s) of"

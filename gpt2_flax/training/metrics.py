@@ -3,21 +3,18 @@
 import json
 import os
 import pathlib
+import socket
+import struct
+import time
 
 import jax
-import tensorboardX
+from tensorboardX import record_writer, summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from gpt2_flax.atomic_files import replacing, write_text
+from gpt2_flax.errors import cannot_write
 
 Record = dict[str, float | int | str]
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Replaces a file's content in one go: a reader sees the old or the new."""
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
 
 
 def read_metrics(path: pathlib.Path) -> list[Record]:
@@ -42,38 +39,76 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
-    path = workdir / "metrics.jsonl"
-    self.records = [r for r in read_metrics(path) if r["step"] <= start_step]
-    writes = jax.process_index() == 0
-    if writes:
-      write_atomically(path, "".join(json.dumps(r) + "\n" for r in self.records))
-    path = path if writes else pathlib.Path(os.devnull)
-    self._file = path.open("a", encoding="utf-8", buffering=1)
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=writes
-    )
-
-  def __enter__(self) -> "MetricsWriter":
-    return self
-
-  def __exit__(self, *_) -> None:
-    self._file.close()
-    self._events.close()
+    self._path = workdir / "metrics.jsonl"
+    self.records = [r for r in read_metrics(self._path) if r["step"] <= start_step]
+    self._writes = jax.process_index() == 0
+    if self._writes:
+      write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
+      self._events = _Events(workdir / "tensorboard", purge_step=start_step + 1)
 
   def write(self, step: int, values: dict[str, float | str]) -> None:
-    """One record; text values go to TensorBoard as text."""
+    """One record; text values go to TensorBoard as text.
+
+    Raises:
+      RunError: the disk is full.
+    """
     record = {"step": step, **values}
     self.records.append(record)
-    self._file.write(json.dumps(record) + "\n")
-    for name, value in values.items():
-      if isinstance(value, str):
-        self._events.add_text(name, value, step)
-      else:
-        self._events.add_scalar(name, value, step)
+    if self._writes:
+      _append(self._path, (json.dumps(record) + "\n").encode())
+      self._events.write(step, values)
 
   def has(self, step: int, name: str) -> bool:
     """Whether a value is there already, from before an interruption perhaps."""
     return any(r["step"] == step and name in r for r in self.records)
+
+
+class _Events:
+  """A file that TensorBoard reads.
+
+  tensorboardX's own writer has a thread for it, which a full disk ends with a stack
+  dump, and then the training blocks; this one raises.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+    self._path = folder / f"{name}.{os.getpid()}"
+    try:
+      folder.mkdir(exist_ok=True)
+    except OSError as error:
+      raise cannot_write(folder, error) from error
+    start = SessionLog(status=SessionLog.START)  # what was there from this step on goes
+    self._append(
+      Event(file_version="brain.Event:2"), Event(step=purge_step, session_log=start)
+    )
+
+  def write(self, step: int, values: dict[str, float | str]) -> None:
+    summaries = [
+      summary.text(name, value)
+      if isinstance(value, str)
+      else summary.scalar(name, value)
+      for name, value in values.items()
+    ]
+    self._append(*(Event(step=step, summary=each) for each in summaries))
+
+  def _append(self, *events: Event) -> None:
+    """Each as a TFRecord: its length, and itself, each followed by its CRC."""
+    content = []
+    for event in events:
+      event.wall_time = time.time()
+      data = event.SerializeToString()
+      for part in (struct.pack("<Q", len(data)), data):
+        content += [part, struct.pack("<I", record_writer.masked_crc32c(part))]
+    _append(self._path, b"".join(content))
+
+
+def _append(path: pathlib.Path, content: bytes) -> None:
+  # Opened each time: a file that stays open would fail once more when it is closed.
+  try:
+    with path.open("ab") as file:
+      file.write(content)
+  except OSError as error:
+    raise cannot_write(path, error) from error
 
 
 def plot_loss(records: list[Record], path: pathlib.Path) -> None:
@@ -94,6 +129,5 @@ def plot_loss(records: list[Record], path: pathlib.Path) -> None:
   axes.set(xlabel="step", ylabel="loss (nats per token)")
   axes.spines[["top", "right"]].set_visible(False)
   axes.legend(frameon=False)
-  temporary = path.with_name("tmp-" + path.name)
-  figure.savefig(temporary)
-  temporary.replace(path)
+  with replacing(path) as temporary:
+    figure.savefig(temporary, format="png")

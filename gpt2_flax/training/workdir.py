@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from gpt2_flax import hub_folder, pretrained, tokenizers
+from gpt2_flax.atomic_files import write_text
 from gpt2_flax.datasets import Dataset
-from gpt2_flax.errors import InputError
+from gpt2_flax.errors import cannot_write, InputError
 from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.training import processes
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import differences, ExperimentConfig, from_dict, is_run
 from gpt2_flax.training.mesh import one_device_mesh, put_parts
-from gpt2_flax.training.metrics import write_atomically
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.step import abstract_state
 from gpt2_flax.transformer import GPT2
@@ -62,12 +62,10 @@ def _open_workdir(
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
       raise PermissionError(13, "Permission denied")
-    write_atomically(workdir / "tokenizer.json", tokenizers.dumps(tokenizer))
-    write_atomically(path, json.dumps(config.to_dict(), indent=2) + "\n")
   except OSError as error:
-    raise InputError(
-      f"--workdir={workdir} cannot be written: {error.strerror}"
-    ) from error
+    raise cannot_write(f"--workdir={workdir}", error) from error
+  write_text(workdir / "tokenizer.json", tokenizers.dumps(tokenizer))
+  write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:

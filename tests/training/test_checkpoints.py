@@ -1,12 +1,12 @@
 """Checkpoints come back bit for bit, or not at all."""
 
+import hashlib
 import pathlib
 import shutil
 import tempfile
 from unittest import mock
 
 from absl import logging
-from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
@@ -80,61 +80,36 @@ class CheckpointsTest(chex.TestCase):
       saver.wait()
     self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["2", "3"])
 
-  def test_any_damage_to_the_newest_is_noticed(self):
+  def test_the_manifest_is_what_sha256sum_says(self):
+    self.save(1)
+    folder = self.folder / "1"
+    found = (folder / checkpoints.MANIFEST).read_text().splitlines()
+    expected = [
+      f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}"
+      for path in folder.rglob("*")
+      if path.is_file() and path.name != checkpoints.MANIFEST
+    ]
+    self.assertCountEqual(found, expected)
+    self.assertGreater(len(found), 8)
+
+  def test_the_damaged_is_set_aside_each_time(self):
+    for _ in range(3):
+      self.save(*(step for step in (1, 2) if not (self.folder / str(step)).exists()))
+      (self.folder / "2" / "state" / "_METADATA").unlink()
+      (state, position), (warning,) = self.restore()
+      self.assertEqual((int(state.step), position), (1, {"next_index": 1}))
+      self.assertIn("state/_METADATA is not as", warning.args[2])
+    kept = sorted(path.name for path in self.folder.iterdir())
+    self.assertEqual(kept, ["1", "2.damaged", "2.damaged_", "2.damaged__"])
+
+  def test_reading_only_changes_nothing(self):
     self.save(1, 2)
-    whole = self.folder.with_name("whole")
-    shutil.copytree(self.folder, whole)
-    files = [p.relative_to(whole) for p in (whole / "2").rglob("*") if p.is_file()]
-    self.assertGreater(len(files), 8)
-
-    def truncate(content: bytes) -> bytes:
-      return content[: len(content) // 2]
-
-    def flip(content: bytes) -> bytes:
-      middle = len(content) // 2
-      return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
-
-    set_aside = 0
-    for file in files:
-      for damage in (truncate, flip, None):
-        with self.subTest(file=str(file), damage=damage):
-          shutil.rmtree(self.folder)
-          shutil.copytree(whole, self.folder)
-          damaged = self.folder / file
-          if damage is None:
-            damaged.unlink()
-          else:
-            damaged.write_bytes(damage(damaged.read_bytes()))
-          (state, position), warnings = self.restore()
-          step = int(state.step)
-          # Damage where nothing that counts is stored leaves the newest usable; what
-          # must never happen is a state that is neither the one nor the other.
-          self.assertIn(step, (1, 2))
-          chex.assert_trees_all_equal(bits(state), bits(state_at(step)))
-          self.assertEqual(position, {"next_index": step})
-          if step == 1:
-            set_aside += 1
-            self.assertIn("damaged", warnings[0].args[0])
-            self.assertTrue((self.folder / "2.damaged").exists())
-    self.assertGreater(set_aside, len(files))
-
-  def test_an_array_changed_on_disk_is_named(self):
-    self.save(1, 2)
-    wrong = state_at(2)
-    wrong.params["params"]["kernel"] = (
-      wrong.params["params"]["kernel"].at[3, 4].add(1e-6)
-    )
-    right = jax.device_get(checkpoints._fingerprints(state_at(2)))
-    shutil.rmtree(self.folder / "2")
-    with (
-      mock.patch.object(checkpoints, "_fingerprints", return_value=right),
-      Checkpoints(self.folder, KEEP_ALL) as saver,
-    ):
-      saver.save(wrong, {}, {})
-      saver.wait()
-    (state, _), warnings = self.restore()
+    (self.folder / "2" / "about" / "metadata").unlink()
+    before = sorted(self.folder.rglob("*"))
+    with Checkpoints(self.folder, KEEP_ALL, read_only=True) as reader:
+      state, _ = reader.restore(abstract())
     self.assertEqual(int(state.step), 1)
-    self.assertIn("params/kernel is not what was saved", warnings[0].args[2])
+    self.assertEqual(sorted(self.folder.rglob("*")), before)
 
   def test_all_damaged_is_an_error_and_nothing_is_deleted(self):
     self.save(1, 2)
@@ -142,26 +117,15 @@ class CheckpointsTest(chex.TestCase):
       for file in (self.folder / str(step) / "state").rglob("*"):
         if file.is_file():
           file.write_bytes(b"")
-    with self.assertRaisesRegex(RunError, "all 2 checkpoints"):
-      self.restore()
+    for _ in range(2):  # the second time too: nothing begins anew in silence
+      with self.assertRaisesRegex(RunError, "all checkpoints in .* are damaged"):
+        self.restore()
     self.assertTrue((self.folder / "1.damaged").exists())
 
   def test_an_unfinished_save_does_not_count(self):
     self.save(1)
     unfinished = self.folder / "2.orbax-checkpoint-tmp"
     shutil.copytree(self.folder / "1", unfinished)
-    (unfinished / "commit_success.txt").unlink()
+    (unfinished / checkpoints.MANIFEST).unlink()
     (state, _), _ = self.restore()
     self.assertEqual(int(state.step), 1)
-
-  @parameterized.parameters(jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8)
-  def test_one_flipped_bit_changes_a_fingerprint(self, dtype):
-    leaf = jnp.arange(50).astype(dtype)
-    (before,) = checkpoints._fingerprints([leaf])
-    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    raw = jax.lax.bitcast_convert_type(leaf, unsigned)
-    for element in (0, 17, 49):
-      for bit in range(8 * leaf.dtype.itemsize):
-        flipped = raw.at[element].set(raw[element] ^ jnp.array(1 << bit, unsigned))
-        changed = jax.lax.bitcast_convert_type(flipped, leaf.dtype)
-        self.assertNotEqual(checkpoints._fingerprints([changed])[0], before)
