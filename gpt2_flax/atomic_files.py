@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import platform
 import shutil
 
 from gpt2_flax.errors import cannot_write, os_error
@@ -20,9 +21,11 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     InputError: it cannot be written there.
     RunError: the disk is full.
   """
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  # the process in its name, so that two that make the same do not meet
+  temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
     yield temporary
     put_in_place(temporary, path)
   except Exception as error:
@@ -30,11 +33,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
       raise
     raise cannot_write(path, reason) from error
   finally:
-    if temporary.is_dir():
-      shutil.rmtree(temporary, ignore_errors=True)
-    else:
-      with contextlib.suppress(OSError):
-        temporary.unlink()
+    _remove(temporary)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -48,6 +47,25 @@ def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
   _sync(temporary)
   temporary.replace(path)
   _sync_one(path.parent)
+
+
+def _remove_abandoned(folder: pathlib.Path) -> None:
+  """What processes of this machine were making in a folder when they were killed."""
+  for left in folder.glob(f".*.{platform.node()}.*.tmp"):
+    try:
+      os.kill(int(left.suffixes[-2][1:]), 0)  # asks whether there is such a process
+    except ProcessLookupError:
+      _remove(left)
+    except (PermissionError, ValueError):
+      continue  # there is, of somebody else's; or it is no name of ours
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    with contextlib.suppress(OSError):
+      path.unlink()
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -3,6 +3,9 @@
 import errno
 import os
 import pathlib
+import platform
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -86,3 +89,24 @@ class AtomicFilesTest(chex.TestCase):
     with self.assertRaisesRegex(InputError, "inner cannot be written: "):
       write_text(self.path / "inner", "text")
     self.assertEqual(self.content(), {"file": "a file"})
+
+  def test_only_what_was_abandoned_is_removed(self):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+      dead.wait()
+    here = platform.node()
+    file, folder, going_on, elsewhere, other = (
+      self.folder / name
+      for name in (
+        f".a.{here}.{dead.pid}.tmp",
+        f".b.{here}.{dead.pid}.tmp",
+        f".c.{here}.{os.getppid()}.tmp",
+        f".d.else-{here}.{dead.pid}.tmp",
+        f".e.{here}.x.tmp",
+      )
+    )
+    for path in (file, going_on, elsewhere, other):
+      path.touch()
+    (folder / "inner").mkdir(parents=True)
+    write_text(self.path, "text")
+    left = {self.path, going_on, elsewhere, other}
+    self.assertEqual(set(self.folder.iterdir()), left)

@@ -9,16 +9,13 @@ from collections.abc import Iterable, Iterator
 import hashlib
 import itertools
 import json
-import os
 import pathlib
-import platform
-import shutil
-from typing import IO
 
 import numpy as np
 import tqdm
 
 from gpt2_flax import tokenizers
+from gpt2_flax.atomic_files import replacing
 from gpt2_flax.cache import cache_folder
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
@@ -144,50 +141,24 @@ def _build(
   folder: pathlib.Path, files: list[pathlib.Path], tokenizer: Tokenizer
 ) -> None:
   """Writes a cache; it appears under its name when it is whole."""
-  _remove_abandoned(folder.parent)
-  temporary = folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.tmp")
+  total = sum(file.stat().st_size for file in files)
   try:
-    temporary.mkdir(parents=True)
-    total = sum(file.stat().st_size for file in files)
-    with (
-      (temporary / "tokens.bin").open("wb") as out,
-      tqdm.tqdm(
-        desc="tokenizing",
-        total=total,
-        unit="B",
-        unit_scale=True,
-        disable=None,  # None: no bar where there is no terminal
-      ) as bar,
-    ):
-      for piece in _pieces(files):
-        out.write(np.array(tokenizer.encode(piece), _dtype(tokenizer)).tobytes())
-        bar.update(len(piece.encode()))
-      _sync(out)
-    with (temporary / "tokenizer.json").open("w", encoding="utf-8") as out:
-      out.write(tokenizers.dumps(tokenizer))
-      _sync(out)
-    temporary.replace(folder)
-  except OSError as error:
+    with replacing(folder) as temporary:
+      temporary.mkdir()
+      with (
+        (temporary / "tokens.bin").open("wb") as out,
+        tqdm.tqdm(
+          desc="tokenizing",
+          total=total,
+          unit="B",
+          unit_scale=True,
+          disable=None,  # None: no bar where there is no terminal
+        ) as bar,
+      ):
+        for piece in _pieces(files):
+          out.write(np.array(tokenizer.encode(piece), _dtype(tokenizer)).tobytes())
+          bar.update(len(piece.encode()))
+      (temporary / "tokenizer.json").write_text(tokenizers.dumps(tokenizer), "utf-8")
+  except InputError:
     if not folder.exists():  # else another run has just made the same cache
-      raise InputError(
-        f"the cache {folder} cannot be written: {error.strerror}: set XDG_CACHE_HOME"
-        " to another place"
-      ) from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(file: IO) -> None:
-  file.flush()
-  os.fsync(file.fileno())
-
-
-def _remove_abandoned(caches: pathlib.Path) -> None:
-  """What builds have left half done that were killed on this machine."""
-  for left in caches.glob(f"tokens-*.{platform.node()}.*.tmp"):
-    try:
-      os.kill(int(left.suffixes[-2][1:]), 0)  # asks whether there is such a process
-    except ProcessLookupError:
-      shutil.rmtree(left, ignore_errors=True)
-    except PermissionError:
-      continue  # there is, of somebody else's
+      raise

@@ -90,7 +90,7 @@ class Checkpoints:
     policies = ocp.checkpoint_managers
     self._folder, self._read_only = folder, read_only
     self._saving: int | None = None  # the step whose save may not be done yet
-    logging.get_absl_handler().addFilter(_is_not_orbax)
+    logging.get_absl_logger().addFilter(_is_not_orbax)
     self._manager = ocp.CheckpointManager(
       folder.absolute(),
       options=ocp.CheckpointManagerOptions(

@@ -45,7 +45,8 @@ class Row:
   Attributes:
     number: in the table.
     claim: what is tried, and what shall come of it.
-    run: (empty folder, random, full) -> Tally. All chance comes from `random`.
+    run: (empty folder, random, full) -> Tally. All chance comes from `random`. It
+      raises unittest.SkipTest where the machine does not let it be tried.
   """
 
   number: int

@@ -1,8 +1,12 @@
 """All rows of the table, in its order."""
 
 from tests.reliability.campaign import Row
+from tests.reliability.damage import any_damage
 from tests.reliability.data_order import same_batches
 from tests.reliability.meshes import across_meshes
+from tests.reliability.failed_save import raised_by_the_next
+from tests.reliability.full_disk import full_disk
+from tests.reliability.mismatch import refused
 from tests.reliability.resume import resumed
 
 ROWS = (
@@ -13,4 +17,28 @@ ROWS = (
     same_batches,
   ),
   Row(8, "a checkpoint of any mesh goes on on every other", across_meshes),
+  Row(
+    5,
+    "the newest checkpoint truncated, emptied, a bit flipped, a file deleted, for every"
+    " file in it: said aloud, and the one before it used",
+    any_damage,
+  ),
+  Row(
+    6,
+    "a full disk: one line and exit code 1, what was there before is whole; with room"
+    " again it goes on, bit-equal",
+    full_disk,
+  ),
+  Row(
+    7,
+    "a save that fails in the background: raised as one line by the next save at the"
+    " latest",
+    raised_by_the_next,
+  ),
+  Row(
+    9,
+    "runs, arrays and weights of another dtype, shape, depth, vocabulary, number of"
+    " heads or optimizer: refused, the first array named",
+    refused,
+  ),
 )

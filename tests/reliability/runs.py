@@ -174,3 +174,10 @@ def digest_of(state: Any, position: dict) -> str:
     content.update(f"\n{name} {array.dtype} {array.shape} ".encode())
     content.update(array.tobytes())
   return content.hexdigest()
+
+
+def assert_whole(checkpoint: pathlib.Path) -> None:
+  """sha256sum finds every file in it as it was saved."""
+  command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+  checked = subprocess.run(command, cwd=checkpoint, capture_output=True, text=True)
+  assert checked.returncode == 0, checked
