@@ -41,6 +41,8 @@ def main() -> int:
     print(result.summary(workdir))
     return 128 + result.stopped_by if result.stopped_by else 0
 
+  # Until the first step nothing is half written, and compiling may take minutes.
+  command_line.leave_on_signals(on_the_spot=True)
   with processes.joined(place):
     return command_line.guarded(train)  # an error's line must be out before it leaves
 

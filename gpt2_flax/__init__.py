@@ -1,22 +1,24 @@
 """GPT-2 taken apart: a decoder-only Transformer from its parts, in JAX and Flax."""
 
-from gpt2_flax.errors import InputError
-from gpt2_flax.multihead_attention import MultiHeadAttention
-from gpt2_flax.positional_encoding import (
-  PositionalEncoding,
-  sinusoidal_positional_encoding,
-)
-from gpt2_flax.self_attention import SelfAttention
-from gpt2_flax.transformer import GPT2, GPT2Config
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-  "GPT2",
-  "GPT2Config",
-  "InputError",
-  "MultiHeadAttention",
-  "PositionalEncoding",
-  "SelfAttention",
-  "sinusoidal_positional_encoding",
-]
+_HOMES = {
+  "GPT2": "transformer",
+  "GPT2Config": "transformer",
+  "InputError": "errors",
+  "MultiHeadAttention": "multihead_attention",
+  "PositionalEncoding": "positional_encoding",
+  "SelfAttention": "self_attention",
+  "sinusoidal_positional_encoding": "positional_encoding",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a part when it is asked for: what is wrong with a flag is said before."""
+  if name not in _HOMES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

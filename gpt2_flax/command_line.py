@@ -1,16 +1,18 @@
 """What the doors share: flags with one-line errors, and exit codes that mean something.
 
-0 done; 1 the run could not go on; 2 bad input, nothing written; 128 + n stopped by
-signal n, state saved.
+0 done; 1 the run could not go on; 2 bad input, nothing written; 128 + n ended by signal
+n, with nothing lost. (A shell says 128 + n also of what a signal ended on the spot.)
 """
 
 from collections.abc import Callable, Sequence
+import os
 import pathlib
+import signal
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-import jax
 from ml_collections import config_flags, ConfigDict
 
 from gpt2_flax.cache import cache_folder
@@ -35,6 +37,7 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
     main: raises InputError for bad input, RunError for a run that cannot go on.
     default_config: defines a flag --config, this file unless given otherwise.
   """
+  leave_on_signals()
   if default_config:
     # No default of its own: the flag would load it while it is being defined, before
     # anyone could catch what is wrong with it.
@@ -44,8 +47,29 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     sys.argv[1:] = _config_first(sys.argv[1:], default_config)
   logging.set_verbosity(logging.WARNING)
-  keep_compiled_programs()
-  app.run(lambda _: guarded(main), argv=sys.argv, flags_parser=_parse_flags)
+
+  def begin(_) -> int:
+    keep_compiled_programs()
+    return guarded(main)
+
+  app.run(begin, argv=sys.argv, flags_parser=_parse_flags)
+
+
+def leave_on_signals(on_the_spot: bool = False) -> None:
+  """From now on SIGTERM and Ctrl-C end the process, without a traceback.
+
+  Args:
+    on_the_spot: even amid what no Python code can interrupt, such as compiling. Else by
+      an exception, so that what is half written is removed on the way out.
+  """
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_DFL if on_the_spot else _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+  del frame
+  leave_on_signals(on_the_spot=True)  # if asked again
+  sys.exit(128 + number)
 
 
 def keep_compiled_programs() -> None:
@@ -54,6 +78,8 @@ def keep_compiled_programs() -> None:
   JAX's own environment variables win: JAX_COMPILATION_CACHE_DIR for another place,
   JAX_ENABLE_COMPILATION_CACHE=false for none.
   """
+  import jax  # slow: after the flags
+
   if jax.config.jax_compilation_cache_dir is None:
     folder = cache_folder() / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -108,7 +134,12 @@ def load_model() -> tuple[Any, Any, Any]:
 def guarded(main: Callable[[], int]) -> int:
   """What main returns; an error that has one line to say ends the process with it."""
   try:
-    return main()
+    code = main()
+    sys.stdout.flush()
+    return code
+  except BrokenPipeError:  # whoever read has left, as `| head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
   except InputError as error:
     _fail(str(error), 2)
   except RunError as error:

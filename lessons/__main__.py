@@ -5,7 +5,7 @@ import sys
 from types import ModuleType
 
 from gpt2_flax.atomic_files import write_text
-from gpt2_flax.command_line import guarded, keep_compiled_programs
+from gpt2_flax.command_line import guarded, keep_compiled_programs, leave_on_signals
 from gpt2_flax.errors import InputError, unknown_name
 from lessons import LESSONS
 from lessons.report import FOLDER, Report, show
@@ -70,5 +70,6 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
+  leave_on_signals()
   keep_compiled_programs()
   sys.exit(guarded(lambda: main(sys.argv[1:])))

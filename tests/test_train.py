@@ -1,9 +1,7 @@
 """`python train.py` as a person runs it: in a process of its own, and interrupted."""
 
 import pathlib
-import signal
 import tempfile
-import time
 
 from absl.testing import parameterized
 import chex
@@ -12,7 +10,6 @@ from tests.reliability.runs import (
   checkpoint_steps,
   digest,
   records,
-  start,
   TINY,
   train,
   train_to_the_end,
@@ -71,19 +68,6 @@ class MainJobTest(TrainTest):
     named = int(run.stderr.split("at step ")[1].split(":")[0])
     self.assertEqual(checkpoint_steps(self.workdir)[-1], named - 1)
     self.assertIn(f"last good checkpoint: step {named - 1}", run.stderr)
-
-
-class SignalTest(TrainTest):
-  def test_a_second_signal_ends_it_at_once(self):
-    with start(*TINY, f"--workdir={self.workdir}") as process:
-      # compiling comes next, during which nobody listens
-      while not self.workdir.exists():
-        time.sleep(0.002)
-      process.send_signal(signal.SIGTERM)
-      time.sleep(0.1)
-      process.send_signal(signal.SIGTERM)
-      process.communicate(timeout=60)
-    self.assertEqual(process.returncode, 128 + signal.SIGTERM)
 
 
 class DamagedTest(TrainTest):

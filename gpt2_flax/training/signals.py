@@ -1,6 +1,5 @@
 """Being asked to stop: finish the step, save, leave. Asked twice: leave at once."""
 
-import os
 import signal
 from types import FrameType
 
@@ -15,9 +14,10 @@ _largest = jax.jit(jnp.max)
 
 
 class StopSignals:
-  """While entered, SIGTERM and SIGINT are noted instead of ending the process.
+  """While entered, and once a step has been taken, SIGTERM and SIGINT are noted.
 
-  A second signal ends it immediately, as would SIGKILL; checkpoints are atomic.
+  Before that there is nothing to save, and what they did they still do. A second one
+  ends the process on the spot, as would SIGKILL: checkpoints are atomic.
 
   Attributes:
     received: what this process was sent, or None.
@@ -28,22 +28,21 @@ class StopSignals:
     self.received: signal.Signals | None = None
     self.agreed_on: signal.Signals | None = None
     self._gathered = None
+    self._num_asked = 0
     self._before = {}
 
   def __enter__(self) -> "StopSignals":
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _handle(self, number: int, frame: FrameType | None) -> None:
+  def _note(self, number: int, frame: FrameType | None) -> None:
     del frame
-    if self.received:
-      os._exit(128 + number)
     self.received = signal.Signals(number)
+    for number in self._before:
+      signal.signal(number, signal.SIG_DFL)
 
   def agreed(self) -> signal.Signals | None:
     """What to stop for; to be asked before each step.
@@ -52,6 +51,10 @@ class StopSignals:
     gather what they have received, and read what they gathered the time before, for
     which no device has to wait.
     """
+    self._num_asked += 1
+    if self._num_asked == 2:  # a step has been taken
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._note)
     if jax.process_count() == 1:
       self.agreed_on = self.received
       return self.agreed_on
