@@ -37,6 +37,12 @@ class Tally:
     else:
       self.held += 1
 
+  def add(self, other: "Tally") -> None:
+    """Counts its tries too."""
+    self.tried += other.tried
+    self.held += other.held
+    self.failures += other.failures
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

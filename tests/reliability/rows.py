@@ -1,11 +1,14 @@
 """All rows of the table, in its order."""
 
+from tests.reliability.asked_to_stop import asked_to_stop
 from tests.reliability.campaign import Row
 from tests.reliability.damage import any_damage
 from tests.reliability.data_order import same_batches
 from tests.reliability.meshes import across_meshes
 from tests.reliability.failed_save import raised_by_the_next
 from tests.reliability.full_disk import full_disk
+from tests.reliability.kill import killed
+from tests.reliability.meshes import across_meshes
 from tests.reliability.mismatch import refused
 from tests.reliability.resume import resumed
 
@@ -17,6 +20,12 @@ ROWS = (
     same_batches,
   ),
   Row(8, "a checkpoint of any mesh goes on on every other", across_meshes),
+  Row(3, "killed amid a save, a run goes on from its newest whole checkpoint", killed),
+  Row(
+    4,
+    "asked to stop in any phase, it is gone within 10 s and loses a step at most",
+    asked_to_stop,
+  ),
   Row(
     5,
     "the newest checkpoint truncated, emptied, a bit flipped, a file deleted, for every"

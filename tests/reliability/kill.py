@@ -1,0 +1,133 @@
+"""A run that is killed again and again, amid its saves, ends as one that never was."""
+
+from concurrent.futures import ThreadPoolExecutor
+import pathlib
+import random
+import re
+import signal
+import subprocess
+
+from tests.reliability.campaign import Tally
+from tests.reliability.runs import (
+  checkpoint_steps,
+  complaints,
+  digest,
+  finish,
+  Moment,
+  start,
+  TINY,
+  wait_for,
+)
+
+ENTRIES = 24  # files and folders, about as many as a checkpoint has
+STEPS_A_KILL = 4
+
+
+def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
+  """Row 3: some runs, each killed many times in a row; two side by side."""
+  num_runs, num_kills = (10, 20) if full else (1, 3)
+  flags = (
+    *TINY,
+    "--config.checkpoint.every_steps=1",
+    f"--config.train.num_steps={STEPS_A_KILL * num_kills}",
+  )
+  with ThreadPoolExecutor(2) as pool:
+    reference = pool.submit(_uninterrupted, folder / "reference", flags)
+    runs = [
+      _KilledRun(folder / f"run{number}", flags, random.Random(chance.random()))
+      for number in range(num_runs)
+    ]
+    for done in [pool.submit(run.go, num_kills, reference.result) for run in runs]:
+      done.result()
+  tally = Tally()
+  for run in runs:
+    tally.add(run.tally)
+  amid = sum(run.amid_a_save for run in runs)
+  tally.measured = f"{amid} of {num_runs * num_kills} kills came amid a save"
+  return tally
+
+
+def _start(workdir: pathlib.Path, flags: tuple[str, ...]) -> subprocess.Popen:
+  return start(*flags, f"--workdir={workdir}", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+
+
+def _uninterrupted(workdir: pathlib.Path, flags: tuple[str, ...]) -> str:
+  ended = finish(_start(workdir, flags))
+  assert (ended.returncode, complaints(ended)) == (0, []), ended
+  return digest(workdir)
+
+
+def _newest(workdir: pathlib.Path) -> int:
+  """The step of the newest whole checkpoint, or 0."""
+  if not (workdir / "checkpoints").exists():
+    return 0
+  return max(checkpoint_steps(workdir), default=0)
+
+
+def _unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Saves that are under way, or were."""
+  return list((workdir / "checkpoints").glob("*tmp*"))
+
+
+def _amid_save(after: int, num_entries: int) -> Moment:
+  """A later checkpoint than this is being written, and so much of it is there.
+
+  It has also come when a still later one is whole: some moments are too short to see.
+  """
+
+  def moment(workdir: pathlib.Path) -> bool:
+    being_written = [
+      path for path in _unfinished(workdir) if int(path.name.split(".")[0]) > after
+    ]
+    return _newest(workdir) > after + 1 or any(
+      sum(1 for _ in path.rglob("*")) >= num_entries for path in being_written
+    )
+
+  return moment
+
+
+class _KilledRun:
+  """A run, killed again and again.
+
+  Attributes:
+    tally: a try is a start after a kill.
+    amid_a_save: how many kills left a save unfinished.
+  """
+
+  def __init__(
+    self, workdir: pathlib.Path, flags: tuple[str, ...], chance: random.Random
+  ):
+    self.tally = Tally()
+    self.amid_a_save = 0
+    self._workdir, self._flags, self._chance = workdir, flags, chance
+
+  def go(self, num_kills: int, expected) -> None:
+    """Kills it so many times, and lets it go on to the end."""
+    said = self._start_and_kill()
+    assert "starts at step 0 " in said, said
+    for number in range(1, num_kills + 1):
+      with self.tally.attempt(f"{self._workdir.name} after {number} kills"):
+        newest = _newest(self._workdir)
+        if number < num_kills:
+          said = self._start_and_kill()
+        else:
+          ended = finish(_start(self._workdir, self._flags))
+          said = ended.stdout + ended.stderr
+          assert (ended.returncode, complaints(ended)) == (0, []), ended
+          assert digest(self._workdir) == expected(), "it ends in another state"
+        found = re.search(r"(goes on from|starts at) step (\d+) ", said)
+        assert found, said
+        assert int(found[2]) == newest, f"{newest} is whole, yet it {found[0]}"
+
+  def _start_and_kill(self) -> str:
+    """What it said until then."""
+    after = _newest(self._workdir) + self._chance.randint(0, 1)
+    moment = _amid_save(after, self._chance.randint(0, ENTRIES))
+    process = _start(self._workdir, self._flags)
+    wait_for(moment, self._workdir, process)
+    process.send_signal(signal.SIGKILL)
+    ended = finish(process)
+    assert ended.returncode == -signal.SIGKILL, ended
+    assert complaints(ended) == [], ended
+    self.amid_a_save += bool(_unfinished(self._workdir))
+    return ended.stdout
