@@ -136,7 +136,7 @@ class _Run:
           shutil.rmtree(self._cache, ignore_errors=True)
         self._ask(phase, self._folder / f"entered{number}")
     ended = train(*self._flags, **self._environment)
-    assert (ended.returncode, complaints(ended)) == (0, []), ended
+    assert (ended.returncode, complaints(ended)) == (0, []), ended.stderr
     return digest(self._workdir)
 
   def _ask(self, phase: str, entered: pathlib.Path) -> None:
@@ -164,8 +164,9 @@ class _Run:
     self.seconds.append((took, phase))
     assert took <= SECONDS, f"it took {took:.1f} s"
     # a shell shows both as 128 + n
-    assert ended.returncode in (128 + self._number, -self._number), ended
-    assert complaints(ended) == [], ended
+    codes = (128 + self._number, -self._number)
+    assert ended.returncode in codes, f"it ended with {ended.returncode}"
+    assert complaints(ended) == [], ended.stderr
     begun = before + _num_lines(entered / "put_batch")
     newest = _newest(self._workdir)
     assert newest >= begun - 1, f"in step {begun}, of which {newest} are saved"

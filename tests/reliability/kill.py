@@ -1,11 +1,12 @@
 """A run that is killed again and again, amid its saves, ends as one that never was."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import pathlib
 import random
-import re
 import signal
 import subprocess
+import time
 
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import (
@@ -20,16 +21,16 @@ from tests.reliability.runs import (
 )
 
 ENTRIES = 24  # files and folders, about as many as a checkpoint has
-STEPS_A_KILL = 4
+STEPS_A_TRY = 4
 
 
 def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   """Row 3: some runs, each killed many times in a row; two side by side."""
-  num_runs, num_kills = (10, 20) if full else (1, 3)
+  num_runs, num_tries = (10, 20) if full else (1, 3)
   flags = (
     *TINY,
     "--config.checkpoint.every_steps=1",
-    f"--config.train.num_steps={STEPS_A_KILL * num_kills}",
+    f"--config.train.num_steps={STEPS_A_TRY * num_tries}",
   )
   with ThreadPoolExecutor(2) as pool:
     reference = pool.submit(_uninterrupted, folder / "reference", flags)
@@ -37,13 +38,14 @@ def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
       _KilledRun(folder / f"run{number}", flags, random.Random(chance.random()))
       for number in range(num_runs)
     ]
-    for done in [pool.submit(run.go, num_kills, reference.result) for run in runs]:
+    for done in [pool.submit(run.go, num_tries, reference.result) for run in runs]:
       done.result()
   tally = Tally()
   for run in runs:
     tally.add(run.tally)
-  amid = sum(run.amid_a_save for run in runs)
-  tally.measured = f"{amid} of {num_runs * num_kills} kills came amid a save"
+  num_amid = sum(run.num_amid_a_save for run in runs)
+  num_kills = sum(run.num_kills for run in runs)
+  tally.measured = f"{num_amid} of {num_kills} kills came amid a save"
   return tally
 
 
@@ -90,44 +92,49 @@ class _KilledRun:
   """A run, killed again and again.
 
   Attributes:
-    tally: a try is a start after a kill.
-    amid_a_save: how many kills left a save unfinished.
+    tally: a try is what comes after a kill.
+    num_kills, num_amid_a_save: how many there were, and how many left one unfinished.
   """
 
   def __init__(
     self, workdir: pathlib.Path, flags: tuple[str, ...], chance: random.Random
   ):
     self.tally = Tally()
-    self.amid_a_save = 0
+    self.num_kills = self.num_amid_a_save = 0
     self._workdir, self._flags, self._chance = workdir, flags, chance
 
-  def go(self, num_kills: int, expected) -> None:
-    """Kills it so many times, and lets it go on to the end."""
-    said = self._start_and_kill()
-    assert "starts at step 0 " in said, said
-    for number in range(1, num_kills + 1):
+  def go(self, num_tries: int, expected: Callable[[], str]) -> None:
+    """Kills it so many times, or some more, and lets it go on to the end."""
+    self._kill_amid_a_save(_start(self._workdir, self._flags))
+    for number in range(1, num_tries + 1):
       with self.tally.attempt(f"{self._workdir.name} after {number} kills"):
-        newest = _newest(self._workdir)
-        if number < num_kills:
-          said = self._start_and_kill()
-        else:
-          ended = finish(_start(self._workdir, self._flags))
-          said = ended.stdout + ended.stderr
-          assert (ended.returncode, complaints(ended)) == (0, []), ended
-          assert digest(self._workdir) == expected(), "it ends in another state"
-        found = re.search(r"(goes on from|starts at) step (\d+) ", said)
-        assert found, said
-        assert int(found[2]) == newest, f"{newest} is whole, yet it {found[0]}"
+        if self._chance.random() < 0.1:  # another one while it starts
+          process = _start(self._workdir, self._flags)
+          time.sleep(self._chance.uniform(0, 3))
+          self._kill(process)
+        process = _start(self._workdir, self._flags)
+        newest, said = _newest(self._workdir), process.stdout.readline()
+        try:
+          begins = f"goes on from step {newest} " if newest else "starts at step 0 "
+          assert begins in said, f"{newest} is the newest whole one, and it says {said}"
+        finally:
+          if number < num_tries:
+            self._kill_amid_a_save(process)
+    ended = finish(process)
+    with self.tally.attempt(f"{self._workdir.name} at its end"):
+      assert (ended.returncode, complaints(ended)) == (0, []), ended.stderr
+      assert digest(self._workdir) == expected(), "it ends in another state"
 
-  def _start_and_kill(self) -> str:
-    """What it said until then."""
+  def _kill_amid_a_save(self, process: subprocess.Popen) -> None:
     after = _newest(self._workdir) + self._chance.randint(0, 1)
     moment = _amid_save(after, self._chance.randint(0, ENTRIES))
-    process = _start(self._workdir, self._flags)
     wait_for(moment, self._workdir, process)
+    self._kill(process)
+
+  def _kill(self, process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
     ended = finish(process)
-    assert ended.returncode == -signal.SIGKILL, ended
-    assert complaints(ended) == [], ended
-    self.amid_a_save += bool(_unfinished(self._workdir))
-    return ended.stdout
+    self.num_kills += 1
+    self.num_amid_a_save += bool(_unfinished(self._workdir))
+    assert ended.returncode == -signal.SIGKILL, f"it had ended with {ended.returncode}"
+    assert complaints(ended) == [], ended.stderr
