@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+import os
 import pathlib
 import random
 import signal
@@ -82,7 +83,9 @@ def _amid_save(after: int, num_entries: int) -> Moment:
       path for path in _unfinished(workdir) if int(path.name.split(".")[0]) > after
     ]
     return _newest(workdir) > after + 1 or any(
-      sum(1 for _ in path.rglob("*")) >= num_entries for path in being_written
+      sum(len(folders) + len(files) for _, folders, files in os.walk(path))
+      >= num_entries
+      for path in being_written
     )
 
   return moment
