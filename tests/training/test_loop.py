@@ -27,7 +27,7 @@ class MeterTest(chex.TestCase):
   def setUp(self):
     super().setUp()
     folder = self.enterContext(tempfile.TemporaryDirectory())
-    writer = self.enterContext(MetricsWriter(pathlib.Path(folder), start_step=0))
+    writer = MetricsWriter(pathlib.Path(folder), start_step=0)
     self.records = writer.records
     self.read = self.enterContext(
       mock.patch.object(jax, "device_get", side_effect=lambda values: values)
