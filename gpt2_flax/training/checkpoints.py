@@ -197,7 +197,7 @@ class Checkpoints:
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
     items = ocp.args.Composite(about=ocp.args.JsonRestore())
     about = self._manager.restore(step, args=items).about
-    # orbax would cast, cut and fill up to make it fit
+    # orbax would cast to make it fit, and refuses other shapes at length
     saved, wanted = about["leaves"], _leaves(abstract)
     for name in (*wanted, *saved):
       if saved.get(name) != wanted.get(name):

@@ -28,12 +28,12 @@ class Tally:
 
   @contextlib.contextmanager
   def attempt(self, what: str):
-    """One try: it holds unless an AssertionError comes out of the block."""
+    """One try: it holds unless anything is raised in the block."""
     self.tried += 1
     try:
       yield
-    except AssertionError as error:
-      self.failures.append(f"{what}: {error}")
+    except Exception as error:
+      self.failures.append(f"{what}: {error!r}")
     else:
       self.held += 1
 

@@ -43,7 +43,7 @@ def raised_by_the_next(
         _assert_raised(place / "checkpoints", fault, noticed_by)
   if full:
     train_to_the_end(folder / "reference")
-  for number in range(20 if full else 1):
+  for number in range(12 if full else 1):
     with tally.attempt(f"run {number}"):
       workdir = folder / f"run{number}"
       _assert_ends(workdir, after=chance.randint(1, 14) * 5)

@@ -17,6 +17,7 @@ import chex
 from gpt2_flax.errors import InputError
 from gpt2_flax.training import processes
 from gpt2_flax.training.workdir import load_run
+from tests.reliability.runs import checkpoint_steps
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 60
@@ -176,8 +177,7 @@ class ProcessesTest(chex.TestCase):
       self.assertEqual((process.returncode, process.stderr), (128 + 15, ""))
     self.assertRegex(ended[0].stdout, "stopped by SIGTERM after step ")
     step = int(ended[0].stdout.split("after step ")[1].split(";")[0])
-    kept = [int(p.name) for p in (stopped / "checkpoints").iterdir()]
-    self.assertEqual(max(kept), step)
+    self.assertEqual(checkpoint_steps(stopped)[-1], step)
     self.assertLess(step, NUM_STEPS)
 
     # One that is killed takes the other with it
@@ -186,14 +186,16 @@ class ProcessesTest(chex.TestCase):
       self.assertEqual(ended[which].returncode, -signal.SIGKILL)
       left = ended[1 - which]
       self.assertEqual(left.returncode, 1)
-      # (there may be a warning, W, of a checkpoint not whole at the death before)
-      lines = [line for line in left.stderr.splitlines() if line[:1] != "W"]
-      self.assertLen(lines, 1, left.stderr)
-      self.assertStartsWith(lines[0], f"error: process {which} does not answer: ")
+      self.assertEqual(left.stderr.count("\n"), 1, left.stderr)
+      self.assertStartsWith(left.stderr, f"error: process {which} does not answer: ")
 
-    # And in the end nothing shows that anything happened
-    first, _ = self.finish_two(stopped)
-    self.assertIn("goes on from step ", first.stdout)
+    # And in the end nothing shows that anything happened; nor does damage
+    *_, before, newest = checkpoint_steps(stopped)
+    (stopped / "checkpoints" / str(newest) / "state" / "_METADATA").unlink()
+    first, second = self.finish_two(stopped)
+    self.assertIn(f"checkpoints/{newest} is damaged", first.stderr)
+    self.assertNotIn("damaged", second.stderr)
+    self.assertIn(f"goes on from step {before} ", first.stdout)
     for name in ("train/loss", "val/loss", "val/sample", "val/possible_share"):
       self.assertEqual(values(stopped, name), values(two, name))
     steps = [r["step"] for r in records(stopped) if "train/loss" in r]
