@@ -133,6 +133,8 @@ def row(case: Case) -> list[str]:
     accumulation_steps=1,
     seed=0,
     log_every_steps=10,
+    max_skipped_steps=0,
+    max_loss_jump=0.0,
   )
   schedule = learning_rate_schedule(settings, train.num_steps)
   optimizer = make_optimizer(settings, schedule)

@@ -60,7 +60,13 @@ def jax_steps(by_hand: bool):
   )
   schedule = optimizer_lib.learning_rate_schedule(settings, num_steps=10_000)
   train = TrainConfig(
-    num_steps=1, batch_size=BATCH_SIZE, accumulation_steps=1, seed=0, log_every_steps=1
+    num_steps=1,
+    batch_size=BATCH_SIZE,
+    accumulation_steps=1,
+    seed=0,
+    log_every_steps=1,
+    max_skipped_steps=0,
+    max_loss_jump=0.0,
   )
   mesh = mesh_lib.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1), train)
   if by_hand:

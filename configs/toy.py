@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
   config.train.accumulation_steps = 1  # pieces a batch is worked through in
   config.train.seed = 0  # of initialisation, dropout and the order of data
   config.train.log_every_steps = 20  # how often metrics are written
+  config.train.max_skipped_steps = 0  # bad ones left out; one more stops the run
+  config.train.max_loss_jump = 0.0  # nats above its mean are bad; 0: only nan, inf
 
   config.eval = ConfigDict()
   config.eval.every_steps = 300  # and after the last step

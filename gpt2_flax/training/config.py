@@ -57,6 +57,10 @@ class TrainConfig:
       memory; the result is that of the whole batch.
     seed: of initialisation, dropout and the order of the data.
     log_every_steps: how often metrics are written.
+    max_skipped_steps: how many bad steps may be left out, in all; one more stops the
+      run. A step is bad if its loss or its gradient is not finite.
+    max_loss_jump: or if its loss is this many nats above the mean of those before it;
+      0 for no such limit.
   """
 
   num_steps: int
@@ -64,11 +68,14 @@ class TrainConfig:
   accumulation_steps: int
   seed: int
   log_every_steps: int
+  max_skipped_steps: int
+  max_loss_jump: float
 
   def __post_init__(self):
     for name in ("num_steps", "batch_size", "accumulation_steps", "log_every_steps"):
       _require(getattr(self, name) >= 1, "train", name, self, "at least 1")
-    _require(self.seed >= 0, "train", "seed", self, "0 or more")
+    for name in ("seed", "max_skipped_steps", "max_loss_jump"):
+      _require(getattr(self, name) >= 0, "train", name, self, "0 or more")
     if self.batch_size % self.accumulation_steps:
       raise InputError(
         f"train.batch_size is {self.batch_size}: must be divisible by"
@@ -332,6 +339,7 @@ MAY_CHANGE = (
   "model.remat",
   "train.num_steps",
   "train.log_every_steps",
+  "train.max_skipped_steps",
 )
 
 

@@ -87,7 +87,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
 
   Raises:
     InputError: the config does not fit the devices or the workdir.
-    RunError: the loss is not finite, all checkpoints are damaged, or the disk is full.
+    RunError: too many batches are bad, all checkpoints are damaged, or the disk is full.
   """
   # --- What does not change ------------------------------------------------------
   mesh = make_mesh(config.mesh, config.train)
@@ -100,7 +100,12 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
   plain_model = GPT2(config.model.plain)  # as it begins, and is saved: layers unstacked
   plain_abstract = abstract_state(plain_model, optimizer, mesh)
   train_step = make_train_step(
-    model, optimizer, schedule, abstract, config.train.accumulation_steps
+    model,
+    optimizer,
+    schedule,
+    abstract,
+    config.train.accumulation_steps,
+    config.train.max_loss_jump,
   )
   evaluator = Evaluator(model, dataset, config, sharding)
   batch_size = config.train.batch_size
@@ -135,7 +140,8 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       f" {workdir}"
     )
     profile = stack.enter_context(Profile(config.profile, start_step=step))
-    meter = _Meter(config, writer, progress, kept=step if restored else None)
+    kept = step if restored else None
+    meter = _Meter(config, writer, progress, kept, skipped=int(state.skipped))
 
     def evaluate() -> None:
       meter.flush()
@@ -144,7 +150,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       meter.evaluated(step, values, sample)
 
     def save() -> None:
-      meter.flush()  # raises if this step was a bad one
+      meter.flush()  # raises if this step was one bad one too many
       checkpoints.save(unstack_layers(state), batches.get_state(), config.to_dict())
       meter.kept = step
 
@@ -191,6 +197,7 @@ class _Meter:
 
   Attributes:
     kept: the step of the newest checkpoint, or None.
+    skipped: how many steps were bad, and left out.
   """
 
   def __init__(
@@ -199,8 +206,9 @@ class _Meter:
     writer: MetricsWriter,
     progress: Progress,
     kept: int | None,
+    skipped: int,
   ):
-    self.kept = kept
+    self.kept, self.skipped = kept, skipped
     self._config, self._writer, self._progress = config, writer, progress
     self._pending = None
     self._tokens_per_step = config.train.batch_size * config.model.context_length
@@ -225,17 +233,15 @@ class _Meter:
     if pending is None:
       return
     step, metrics = pending[0], jax.device_get(pending[1])
-    loss, grad_norm = float(metrics["train/loss"]), float(metrics["train/grad_norm"])
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-      kept = f"step {self.kept}" if self.kept else "none yet"
-      raise RunError(
-        f"the loss is {loss} and its gradient's norm {grad_norm} at step {step}:"
-        f" stopped before they reach the parameters; last good checkpoint: {kept}"
-      )
-    self._shown |= {"loss": f"{loss:.4f}"}
-    if step % self._config.train.log_every_steps == 0:
+    values = {name: float(value) for name, value in metrics.items()}
+    bad = values["train/skipped"] > self.skipped
+    if bad:
+      self._skip(step, values)
+    self._shown |= {"loss": f"{values['train/loss']:.4f}"}
+    if bad or step % self._config.train.log_every_steps == 0:
       seconds = time.perf_counter() - self._since
-      values = {name: float(value) for name, value in metrics.items()}
+      # JSON has no nan
+      values = {name: value for name, value in values.items() if math.isfinite(value)}
       values["tokens_per_second"] = self._steps * self._tokens_per_step / seconds
       values["data_wait_share"] = self._waited / seconds
       flops = values["tokens_per_second"] * self._flops_per_token
@@ -248,6 +254,25 @@ class _Meter:
       self._progress.log(step, self._shown)
       self._restart_clock()
     self._progress.update(step, self._shown)
+
+  def _skip(self, step: int, values: dict[str, float]) -> None:
+    """Says what is bad about a step; raises if it is one too many."""
+    self.skipped, allowed = self.skipped + 1, self._config.train.max_skipped_steps
+    loss, grad_norm = values["train/loss"], values["train/grad_norm"]
+    what = (
+      f"the loss is {loss:.4g} and its gradient's norm {grad_norm:.4g} at step {step}"
+    )
+    if values["train/targets"] == 0:
+      what += ", whose batch has no target that counts"
+    elif math.isfinite(loss) and math.isfinite(grad_norm):
+      what += f", after a mean loss of {values['train/loss_mean']:.4g}"
+    if self.skipped > allowed:
+      kept = f"step {self.kept}" if self.kept else "none yet"
+      raise RunError(
+        f"{what}: stopped before they reach the parameters, as"
+        f" train.max_skipped_steps is {allowed}; last good checkpoint: {kept}"
+      )
+    self._progress.line(f"{what}: left out, {self.skipped} of at most {allowed}")
 
   def evaluated(self, step: int, values: dict[str, float], sample: str | None) -> None:
     """Takes an evaluation's losses and the text that the model wrote."""

@@ -16,18 +16,24 @@ from gpt2_flax.training.loss import summed_loss
 from gpt2_flax.training.mesh import place, require_fit
 from gpt2_flax.transformer import GPT2
 
+LOSS_MEAN_STEPS = 50  # how far back the running mean of the loss reaches, about
+
 
 class TrainState(struct.PyTreeNode):
   """All that changes from step to step.
 
   Attributes:
-    step: int32 scalar, how many steps have been taken.
+    step: int32 scalar, how many batches have been seen.
+    skipped: int32 scalar, how many of them were bad, and left the rest as it was.
+    loss_mean: float32 scalar, running mean of the loss of the others; inf before any.
     params: as `model.init` gives them, without the axis names.
     opt_state: of the optimizer.
     rng: the key that each step's dropout is derived from; it never changes.
   """
 
   step: jax.Array
+  skipped: jax.Array
+  loss_mean: jax.Array
   params: Any
   opt_state: Any
   rng: jax.Array
@@ -41,6 +47,8 @@ def _init(
   params = model.init(params_key, jnp.zeros((1, 1), jnp.int32))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
+    loss_mean=jnp.full((), jnp.inf, jnp.float32),
     params=params,
     opt_state=optimizer.init(params),
     rng=dropout_key,
@@ -84,12 +92,18 @@ def make_train_step(
   schedule: optax.Schedule,
   abstract: TrainState,
   accumulation_steps: int = 1,
+  max_loss_jump: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """(state, batch) -> (state, metrics), jitted; the old state's memory is reused.
 
   The loss is the mean over all targets of the batch that count. With accumulation,
   gradients of the sum are added up and divided once, so that pieces with fewer
   targets do not weigh more.
+
+  A bad batch leaves params and optimizer state as they were: one whose loss or gradient
+  is not finite (with no target that counts the loss is 0 / 0), or whose loss is more
+  than max_loss_jump nats above its running mean, where that is not 0. It counts in
+  `step` and in `skipped`, and it is for the caller to say how many there may be.
   """
   mesh = abstract.step.sharding.mesh
   # Only copies of the model, and no randomness that would depend on their number:
@@ -150,20 +164,29 @@ def make_train_step(
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    loss, mean = total / count, state.loss_mean
     after = state.replace(
-      step=state.step + 1,
+      loss_mean=jnp.where(
+        jnp.isinf(mean), loss, mean + (loss - mean) / LOSS_MEAN_STEPS
+      ),
       params=optax.apply_updates(state.params, updates),
       opt_state=opt_state,
     )
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if max_loss_jump:
+      good &= loss <= mean + max_loss_jump
+    after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+    after = after.replace(step=state.step + 1, skipped=state.skipped + ~good)
     metrics = {
-      "train/loss": total / count,
+      "train/loss": loss,
+      "train/loss_mean": after.loss_mean,
+      "train/targets": count,
       "train/grad_norm": grad_norm,
-      "train/learning_rate": schedule(state.step),
+      # the optimizer has its own count, of the steps that it took
+      "train/learning_rate": schedule(state.step - state.skipped),
+      "train/skipped": after.skipped,
     }
-    # One bad batch must not spoil the parameters: the state stays as it was.
-    finite = jnp.isfinite(metrics["train/loss"]) & jnp.isfinite(grad_norm)
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-    return state, metrics
+    return after, metrics
 
   return jax.jit(
     train_step, donate_argnums=0, out_shardings=(shardings(abstract), None)

@@ -104,7 +104,12 @@ def run(shape, optimizer_name="adamw", **model_changes) -> Run:
   if config.model.scan_layers:
     params = stack_layers(params)
   state = TrainState(
-    jnp.int32(0), params, jax.jit(optimizer.init)(params), jax.random.key(0)
+    step=jnp.int32(0),
+    skipped=jnp.int32(0),
+    loss_mean=jnp.float32(jnp.inf),
+    params=params,
+    opt_state=jax.jit(optimizer.init)(params),
+    rng=jax.random.key(0),
   )
   state = jax.device_put(state, shardings(abstract))
   with spread_over(mesh):

@@ -25,6 +25,8 @@ def state_at(step: int) -> TrainState:
   params = {"kernel": jax.random.normal(jax.random.key(step), (64, 33))}
   return TrainState(
     step=jnp.int32(step),
+    skipped=jnp.int32(0),
+    loss_mean=jnp.float32(2.5),
     params={"params": params},
     opt_state=optax.adam(0.1).init(params),
     rng=jax.random.key(7),

@@ -45,6 +45,9 @@ class ParseTest(chex.TestCase):
     ("train", "num_steps", True, "train.num_steps is True: must be of type int"),
     ("train", "accumulation_steps", 5, "must be divisible by train.accumulation_steps"),
     ("train", "seed", -1, "train.seed is -1: must be 0 or more"),
+    ("train", "max_skipped_steps", -1, "max_skipped_steps is -1: must be 0 or more"),
+    ("train", "max_loss_jump", -0.5, "train.max_loss_jump is -0.5: must be 0 or more"),
+    ("train", "max_loss_jump", float("inf"), "max_loss_jump is inf: must be finite"),
     ("eval", "every_steps", 0, "eval.every_steps is 0"),
     ("checkpoint", "keep", 1, "checkpoint.keep is 1: must be at least 2"),
     (

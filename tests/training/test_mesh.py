@@ -24,6 +24,8 @@ def train_config(batch_size: int = 8, accumulation_steps: int = 1) -> TrainConfi
     accumulation_steps=accumulation_steps,
     seed=0,
     log_every_steps=1,
+    max_skipped_steps=0,
+    max_loss_jump=0.0,
   )
 
 

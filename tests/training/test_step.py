@@ -14,13 +14,15 @@ import numpy as np
 import optax
 
 from gpt2_flax.training import loss as loss_lib
-from gpt2_flax.training.config import MeshConfig, TrainConfig
-from gpt2_flax.training.mesh import make_mesh
+from gpt2_flax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+from gpt2_flax.training.mesh import make_mesh, one_device_mesh
+from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.step import (
   abstract_state,
   init_state,
   make_eval_step,
   make_train_step,
+  TrainState,
 )
 from gpt2_flax.transformer import GPT2, GPT2Config
 
@@ -38,6 +40,8 @@ DROPOUT = GPT2(
   )
 )
 
+ADAM = dict(weight_decay=0.0, beta1=0.9, beta2=0.99, max_grad_norm=1.0)
+
 
 def batch(seed: int, rows: int = 8) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(seed)
@@ -47,20 +51,34 @@ def batch(seed: int, rows: int = 8) -> dict[str, np.ndarray]:
   return {"inputs": inputs, "targets": targets}
 
 
-def setup(model: GPT2, accumulation_steps: int = 1, rate: float = 0.1):
+def setup(
+  model: GPT2,
+  accumulation_steps: int = 1,
+  rate: float = 0.1,
+  max_loss_jump: float = 0.0,
+):
   train = TrainConfig(
     num_steps=10,
     batch_size=8,
     accumulation_steps=accumulation_steps,
     seed=0,
     log_every_steps=1,
+    max_skipped_steps=0,
+    max_loss_jump=max_loss_jump,
   )
   mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1), train)
   optimizer = optax.sgd(rate)
   abstract = abstract_state(model, optimizer, mesh)
   state = init_state(model, optimizer, 0, abstract)
-  step = make_train_step(model, optimizer, lambda _: rate, abstract, accumulation_steps)
+  step = make_train_step(
+    model, optimizer, lambda _: rate, abstract, accumulation_steps, max_loss_jump
+  )
   return state, step, abstract
+
+
+def kept(state: TrainState):
+  """What a bad batch must not change."""
+  return state.params, state.opt_state, state.loss_mean
 
 
 class StepTest(chex.TestCase):
@@ -111,10 +129,56 @@ class StepTest(chex.TestCase):
       norm = params["params"]["final_norm"]
       norm["scale"] = norm["scale"].at[0].set(jnp.nan)
       state = state.replace(params=params)
-    before = jax.device_get(state.params), int(state.step)
+    before = jax.device_get(kept(state))
     state, metrics = step(state, bad)
     self.assertFalse(np.isfinite(metrics["train/loss"]))
-    np.testing.assert_equal((jax.device_get(state.params), int(state.step)), before)
+    np.testing.assert_equal(jax.device_get(kept(state)), before)
+    self.assertEqual((int(state.step), int(state.skipped)), (1, 1))
+    self.assertEqual(metrics["train/targets"], np.sum(bad["targets"] >= 0))
+
+  @parameterized.parameters((0.5, True), (1.5, False), (0.0, False))
+  def test_a_loss_that_jumps_is_bad_if_it_is_said_how_far_it_may(self, limit, skips):
+    state, step, _ = setup(MODEL, rate=0.0, max_loss_jump=limit)
+    losses = []
+    for seed in range(3):
+      state, metrics = step(state, batch(seed))
+      losses.append(float(metrics["train/loss"]))
+    mean = losses[0]
+    for loss in losses[1:]:
+      mean += (loss - mean) / 50
+    self.assertAlmostEqual(float(metrics["train/loss_mean"]), mean, places=5)
+    # as if all until now had been a nat lower
+    low = float(step(state, batch(3))[1]["train/loss"]) - 1
+    state, _, _ = setup(MODEL)
+    state = state.replace(loss_mean=jnp.float32(low))
+    before = jax.device_get(kept(state))
+    state, metrics = step(state, batch(3))
+    self.assertEqual(int(state.skipped), skips)
+    if skips:
+      np.testing.assert_equal(jax.device_get(kept(state)), before)
+      self.assertAlmostEqual(float(metrics["train/loss_mean"]), low, places=5)
+    else:
+      self.assertAlmostEqual(float(metrics["train/loss_mean"]), low + 1 / 50, places=5)
+
+  def test_the_learning_rate_is_that_of_the_steps_taken(self):
+    train = dict(learning_rate=0.5, warmup_steps=4)
+    config = OptimizerConfig("adamw", **train, **ADAM)
+    schedule = learning_rate_schedule(config, num_steps=10)
+    optimizer = make_optimizer(config, schedule)
+    abstract = abstract_state(MODEL, optimizer, one_device_mesh())
+    state = init_state(MODEL, optimizer, 0, abstract)
+    step = make_train_step(MODEL, optimizer, schedule, abstract)
+    masked = batch(0)
+    masked["targets"][:] = -1
+    rates = []
+    for examples in (batch(1), masked, batch(2), batch(3)):
+      state, metrics = step(state, examples)
+      rates.append(float(metrics["train/learning_rate"]))
+    self.assertEqual(rates, [0, 0.125, 0.125, 0.25])
+    counts = [
+      leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == "int32"
+    ]
+    self.assertEqual({int(count) for count in counts}, {3})
 
   def test_moves_nothing_between_host_and_device_by_itself(self):
     state, step, _ = setup(MODEL)
