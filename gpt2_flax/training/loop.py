@@ -36,7 +36,7 @@ from gpt2_flax.training.step import (
   make_train_step,
   shardings,
 )
-from gpt2_flax.training.workdir import load_params, open_workdir
+from gpt2_flax.training.workdir import load_params, locked, open_workdir
 from gpt2_flax.transformer import GPT2, num_params
 
 NUM_JUDGED_SAMPLES = 256
@@ -87,7 +87,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
 
   Raises:
     InputError: the config does not fit the devices or the workdir.
-    RunError: too many batches are bad, all checkpoints are damaged, or the disk is full.
+    RunError: too many steps are bad, all checkpoints are damaged, or the disk is full.
   """
   # --- What does not change ------------------------------------------------------
   mesh = make_mesh(config.mesh, config.train)
@@ -115,6 +115,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
   with contextlib.ExitStack() as stack:
     # --- Where to begin ----------------------------------------------------------
     stop = stack.enter_context(StopSignals())
+    stack.enter_context(locked(workdir))
     open_workdir(workdir, config, dataset.tokenizer)
     checkpoints = stack.enter_context(
       Checkpoints(workdir / "checkpoints", config.checkpoint)

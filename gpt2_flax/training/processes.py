@@ -21,7 +21,7 @@ import numpy as np
 
 from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.training import watch
-from gpt2_flax.training.watch import BEAT_SECONDS, SILENT_SECONDS, Watch
+from gpt2_flax.training.watch import Watch
 
 MEET_SECONDS = 300  # until all must have come
 _FLAGS = ("coordinator", "num_processes", "process_id")
@@ -104,8 +104,9 @@ def joined(place: Place | None) -> Iterator[None]:
   """While entered, this process is one of several: `jax.devices()` are those of all.
 
   It must come before anything that makes jax look for devices. Only process 0 speaks
-  on standard output. When a process dies, the others end within a minute with one line
-  and exit code 1; and whoever leaves by an exception takes no farewell.
+  on standard output. When a process dies or stalls, the others end within a minute with
+  one line, what they were at, and exit code 1; and whoever leaves by an exception takes
+  no farewell.
   """
   if place is None:
     yield
@@ -174,7 +175,7 @@ def _meet(place: Place) -> Watch:
     cluster_detection_method="deactivate",
     # where jax loses patience it dumps its stack, so it gets more than we have
     initialization_timeout=2 * MEET_SECONDS,
-    heartbeat_timeout_seconds=2 * SILENT_SECONDS,
+    heartbeat_timeout_seconds=2 * watch.SILENT_SECONDS,
   )
   too_late.cancel()
   watching.start(_client())
@@ -191,9 +192,9 @@ def _leave_at_once(error: BaseException, place: Place) -> NoReturn:
     code = error.code if isinstance(error.code, int) else 1
   else:
     # Perhaps only the echo of a death elsewhere: then the watch ends this process here.
-    time.sleep(SILENT_SECONDS + 3 * BEAT_SECONDS)
+    time.sleep(watch.SILENT_SECONDS + 3 * watch.BEAT_SECONDS)
     traceback.print_exception(error)
     code = 1
   if place.process_id == 0:
-    time.sleep(BEAT_SECONDS)  # for others that end for the same reason to say so
+    time.sleep(watch.BEAT_SECONDS)  # for others that end for the same reason to say so
   watch.leave(code)

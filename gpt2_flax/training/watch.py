@@ -1,11 +1,14 @@
-"""Where one of several processes dies, the others end with one line, and do not hang.
+"""Where one of several processes dies or stalls, the others end too, and say why.
 
 Left alone they would wait for it in the next collective, until jax's coordination
-service ends them with a stack dump; it takes no callback from Python that would say it
-more kindly. So each process watches the others itself, and is quicker.
+service ends them with a dump of its own C++ stack, from which nobody learns who died.
+A callback that it takes instead ends the process as well: it is given a status that jax
+cannot make a Python object of (`std::bad_cast`, jax 0.10). So each process watches the
+others itself, and is quicker.
 """
 
 import contextlib
+import faulthandler
 import itertools
 import os
 import socket
@@ -19,10 +22,16 @@ SILENT_SECONDS = 20  # without one, and a process counts as dead
 _said = threading.Lock()  # taken once and kept: the last line is said by one thread
 
 
-def end(message: str) -> NoReturn:
-  """One line, exit code 1; from any thread, whatever the others wait for."""
+def end(message: str, with_stacks: bool = False) -> NoReturn:
+  """One line, exit code 1; from any thread, whatever the others wait for.
+
+  Args:
+    with_stacks: what each thread was at follows the line.
+  """
   _said.acquire()
   print(f"error: {message}", file=sys.stderr, flush=True)
+  if with_stacks:
+    faulthandler.dump_traceback()
   os._exit(1)
 
 
@@ -37,7 +46,8 @@ def leave(code: int) -> NoReturn:
 def _end_without(processes: str) -> NoReturn:
   end(
     f"process {processes} does not answer: dead, or cut off. Start all again, and the"
-    " run goes on from its last checkpoint"
+    " run goes on from its last checkpoint",
+    with_stacks=True,
   )
 
 

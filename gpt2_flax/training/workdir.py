@@ -1,10 +1,16 @@
 """The folder of a run: what is in it, and whether it is this run's."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
-from typing import Any
+import socket
+import time
+from typing import Any, TextIO
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -21,17 +27,81 @@ from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.step import abstract_state
 from gpt2_flax.transformer import GPT2
 
+LOCK_SECONDS = 1  # how long a lock may be held by one that is just leaving, or coming
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """While entered, no other run enters the same folder, which is made if need be.
+
+  The lock is the operating system's, on WORKDIR/lock: it ends with its process, however
+  that ends, so a lock that a killed run has left keeps nobody out. Runs on different
+  machines see each other's where the file system carries locks, as NFS does; one that
+  knows no locks at all gives a warning. Of several processes the first locks for all.
+
+  Raises:
+    InputError: another run is in there (the message names its process and host; nothing
+      was changed), or the folder cannot be written.
+  """
+  path, file = workdir / "lock", None
+  with processes.all_or_none():
+    if jax.process_index() == 0:
+      file = _lock(path)
+  try:
+    yield
+  finally:
+    if file:
+      path.unlink(missing_ok=True)  # before anybody else can have it
+      file.close()
+
+
+def _lock(path: pathlib.Path) -> TextIO:
+  """The open file, which holds the lock and says whose it is."""
+  patience = time.monotonic() + LOCK_SECONDS
+  while True:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+      raise cannot_write(f"--workdir={path.parent}", error) from error
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        break
+    except FileNotFoundError:
+      pass  # its owner has just left and removed it
+    except BlockingIOError:
+      if time.monotonic() > patience:
+        file.seek(0)
+        raise InputError(
+          f"--workdir={path.parent} is in use by {file.read().strip()}: wait for its"
+          " end, stop it, or choose another"
+        ) from None
+      time.sleep(0.1)
+    except OSError as error:
+      logging.warning(
+        "%s cannot be locked (%s): nothing keeps two runs apart here",
+        path.parent,
+        error.strerror,
+      )
+      break
+    file.close()
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  file.flush()
+  return file
+
 
 def open_workdir(
   workdir: pathlib.Path, config: ExperimentConfig, tokenizer: Tokenizer
 ) -> None:
-  """Makes the folder, or checks that it belongs to a run with this very config.
+  """Begins a run in its folder, or checks that it is of a run with this very config.
 
   Of several processes the first does so, the others see that they find what it made.
 
   Raises:
-    InputError: the folder cannot be written, belongs to another experiment (the message
-      names each key that differs; nothing was changed), or is not shared.
+    InputError: the folder belongs to another experiment (the message names each key
+      that differs; nothing was changed), or is not shared.
   """
   with processes.all_or_none():
     if jax.process_index() == 0:
@@ -58,12 +128,6 @@ def _open_workdir(
         f"--workdir={workdir} holds a run with another config, so choose another:"
         f" {'; '.join(changed)}"
       )
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
-      raise PermissionError(13, "Permission denied")
-  except OSError as error:
-    raise cannot_write(f"--workdir={workdir}", error) from error
   write_text(workdir / "tokenizer.json", tokenizers.dumps(tokenizer))
   write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 

@@ -11,6 +11,8 @@ from tests.reliability.kill import killed
 from tests.reliability.meshes import across_meshes
 from tests.reliability.mismatch import refused
 from tests.reliability.resume import resumed
+from tests.reliability.stalls import stalled
+from tests.reliability.workdirs import locked_out
 
 ROWS = (
   Row(1, "a run stopped and gone on is bit-equal to one that never was", resumed),
@@ -49,5 +51,15 @@ ROWS = (
     "runs, arrays and weights of another dtype, shape, depth, vocabulary, number of"
     " heads or optimizer: refused, the first array named",
     refused,
+  Row(
+    11,
+    "one of two processes killed or stopped: the other says so and ends; none while it"
+    " compiles",
+    stalled,
+  ),
+  Row(
+    12,
+    "a second run in a folder is refused and told of the first; a dead one is none",
+    locked_out,
   ),
 )

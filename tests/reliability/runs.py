@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,6 +89,12 @@ def complaints(ended: subprocess.CompletedProcess) -> list[str]:
   """The lines of its standard error, but for orbax's that this machine is slow."""
   lines = ended.stderr.splitlines()
   return [line for line in lines if "Waiting for previous save" not in line]
+
+
+def free_port() -> int:
+  """Of this machine, where nobody listens."""
+  with socket.create_server(("localhost", 0)) as server:
+    return server.getsockname()[1]
 
 
 def wait_for(moment: Moment, workdir: pathlib.Path, process: subprocess.Popen) -> None:

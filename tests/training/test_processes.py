@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import chex
 from gpt2_flax.errors import InputError
 from gpt2_flax.training import processes
 from gpt2_flax.training.workdir import load_run
-from tests.reliability.runs import checkpoint_steps
+from tests.reliability.runs import checkpoint_steps, free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 60
@@ -77,11 +76,6 @@ def start(reads: pathlib.Path, *flags: str, num_devices: int = 1) -> subprocess.
 def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
   out, err = process.communicate(timeout=200)
   return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def free_port() -> int:
-  with socket.create_server(("localhost", 0)) as server:
-    return server.getsockname()[1]
 
 
 def records(workdir: pathlib.Path) -> list[dict]:
@@ -180,14 +174,11 @@ class ProcessesTest(chex.TestCase):
     self.assertEqual(checkpoint_steps(stopped)[-1], step)
     self.assertLess(step, NUM_STEPS)
 
-    # One that is killed takes the other with it
-    for which, step in ((1, 25), (0, 45)):
-      ended = self.signal_one(stopped, which, step, number=signal.SIGKILL)
-      self.assertEqual(ended[which].returncode, -signal.SIGKILL)
-      left = ended[1 - which]
-      self.assertEqual(left.returncode, 1)
-      self.assertEqual(left.stderr.count("\n"), 1, left.stderr)
-      self.assertStartsWith(left.stderr, f"error: process {which} does not answer: ")
+    # One that is killed takes the other with it (or stalls: tests/reliability/stalls)
+    ended = self.signal_one(stopped, which=0, step=45, number=signal.SIGKILL)
+    self.assertEqual(ended[0].returncode, -signal.SIGKILL)
+    self.assertEqual(ended[1].returncode, 1)
+    self.assertStartsWith(ended[1].stderr, "error: process 0 does not answer: ")
 
     # And in the end nothing shows that anything happened; nor does damage
     *_, before, newest = checkpoint_steps(stopped)

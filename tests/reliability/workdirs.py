@@ -1,0 +1,97 @@
+"""Two runs in one folder are one too many; a run that was killed is none."""
+
+import multiprocessing
+import os
+import pathlib
+import random
+import signal
+import socket
+
+import jax
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.training.workdir import load_run, locked
+from tests.reliability import runs
+from tests.reliability.campaign import Tally
+
+NUM_RIVALS = 4
+
+
+def locked_out(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
+  """Row 12: a second run beside the first, many at one moment, a lock left behind."""
+  tally, rounds = Tally(), 100 if full else 3
+  for number in range(10 if full else 1):
+    with tally.attempt(f"run {number}"):
+      _second_beside_first(folder / f"run{number}", after=chance.randint(10, 30))
+  for number, answers in enumerate(_races(folder / "race", rounds)):
+    with tally.attempt(f"race {number}"):
+      winners = [pid for pid, answer in answers.items() if answer == "in"]
+      assert len(winners) == 1, answers
+      named = f"is in use by process {winners[0]} on {socket.gethostname()}: "
+      refused = [answer for answer in answers.values() if answer != "in"]
+      assert all(named in answer for answer in refused), answers
+  tally.measured = f"{rounds} of them races of {NUM_RIVALS} that start at one moment"
+  return tally
+
+
+def _second_beside_first(workdir: pathlib.Path, after: int) -> None:
+  flags = (*runs.TINY, f"--workdir={workdir}", "--config.train.log_every_steps=1")
+  first = runs.start(*flags)
+  runs.wait_for(runs.logged(after), workdir, first)
+  first.send_signal(signal.SIGSTOP)  # so that whatever changes now, the second did it
+  before = _content(workdir)
+
+  second = runs.train(*flags)
+  assert second.returncode == 2, second
+  line = f"error: --workdir={workdir} is in use by process {first.pid} on "
+  assert second.stderr.startswith(line + socket.gethostname()), second
+  assert second.stderr.count("\n") == 1, second
+  assert _content(workdir) == before, "the second run changed something"
+  if runs.checkpoint_steps(workdir):
+    load_run(workdir)  # who only reads may come in
+
+  first.kill()
+  runs.finish(first)
+  assert str(first.pid) in (workdir / "lock").read_text(), "left no lock to take over"
+  runs.train_to_the_end(workdir)
+  assert not (workdir / "lock").exists(), "the last one out left its lock"
+
+
+def _content(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, bytes]]:
+  """Every file: when it was changed, and what is in it."""
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def _races(workdir: pathlib.Path, rounds: int) -> list[dict[int, str]]:
+  """In each round, what came of the start of each process."""
+  workdir.mkdir()
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload([__name__])
+  together, said = context.Barrier(NUM_RIVALS), context.Queue()
+  arguments = workdir, rounds, together, said
+  rivals = [context.Process(target=_rival, args=arguments) for _ in range(NUM_RIVALS)]
+  for rival in rivals:
+    rival.start()
+  answers = [{} for _ in range(rounds)]
+  for _ in range(rounds * NUM_RIVALS):
+    number, pid, answer = said.get(timeout=runs.PATIENCE_SECONDS)
+    answers[number][pid] = answer
+  for rival in rivals:
+    rival.join()
+  return answers
+
+
+def _rival(workdir: pathlib.Path, rounds: int, together, said) -> None:
+  jax.devices()  # so that nobody has to wait for them
+  for number in range(rounds):
+    if together.wait() == 0 and number % 2:
+      (workdir / "lock").write_text("process 1 on a machine that is gone\n")
+    together.wait()
+    try:
+      with locked(workdir):
+        said.put((number, os.getpid(), "in"))
+        together.wait()  # until all have tried
+    except InputError as error:
+      said.put((number, os.getpid(), str(error)))
+      together.wait()
