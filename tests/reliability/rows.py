@@ -1,6 +1,7 @@
 """All rows of the table, in its order."""
 
 from tests.reliability.asked_to_stop import asked_to_stop
+from tests.reliability.bad_steps import bad_steps
 from tests.reliability.campaign import Row
 from tests.reliability.damage import any_damage
 from tests.reliability.data_order import same_batches
@@ -51,6 +52,11 @@ ROWS = (
     "runs, arrays and weights of another dtype, shape, depth, vocabulary, number of"
     " heads or optimizer: refused, the first array named",
     refused,
+  Row(
+    10,
+    "nan, inf, a spike, a masked batch: named, not learned from, one too many stops it",
+    bad_steps,
+  ),
   Row(
     11,
     "one of two processes killed or stopped: the other says so and ends; none while it"
