@@ -91,8 +91,10 @@ def _stops_and_goes_on(workdir: pathlib.Path, bad: dict[int, str]) -> None:
   """One too many, which stops it before it is saved; then it is allowed."""
   last = max(bad)
   _, _, ended = _train(workdir, bad, len(bad) - 1, save_every=1)
-  assert re.search(f" at step {last}.*; last good checkpoint: step {last - 1}$", ended)
-  assert checkpoint_steps(workdir)[-1] == last - 1
+  expected = f" at step {last}.*; last good checkpoint: step {last - 1}$"
+  assert re.search(expected, ended), ended or f"it went on after step {last}"
+  saved = checkpoint_steps(workdir)[-1]
+  assert saved == last - 1, f"step {saved} is saved, and step {last} stopped it"
   _, _, ended = _train(workdir, bad, len(bad), save_every=1)
   assert not ended, ended
 
