@@ -1,11 +1,14 @@
 """Two runs in one folder are one too many; a run that was killed is none."""
 
+import contextlib
 import multiprocessing
 import os
 import pathlib
 import random
 import signal
 import socket
+import time
+from unittest import mock
 
 import jax
 
@@ -23,13 +26,16 @@ def locked_out(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally
   for number in range(10 if full else 1):
     with tally.attempt(f"run {number}"):
       _second_beside_first(folder / f"run{number}", after=chance.randint(10, 30))
-  for number, answers in enumerate(_races(folder / "race", rounds)):
+  *races, visits = _rivals(folder / "race", rounds)
+  for number, answers in enumerate(races):
     with tally.attempt(f"race {number}"):
       winners = [pid for pid, answer in answers.items() if answer == "in"]
       assert len(winners) == 1, answers
       named = f"is in use by process {winners[0]} on {socket.gethostname()}: "
       refused = [answer for answer in answers.values() if answer != "in"]
       assert all(named in answer for answer in refused), answers
+  with tally.attempt("in and out"):
+    assert set(visits.values()) == {"always alone"}, visits
   tally.measured = f"{rounds} of them races of {NUM_RIVALS} that start at one moment"
   return tally
 
@@ -63,8 +69,11 @@ def _content(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, bytes]]:
   return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def _races(workdir: pathlib.Path, rounds: int) -> list[dict[int, str]]:
-  """In each round, what came of the start of each process."""
+def _rivals(workdir: pathlib.Path, rounds: int) -> list[dict[int, str]]:
+  """What each process saw, round by round: one that gets in stays until all have tried.
+
+  In one more round they go in and out, as often as they can.
+  """
   workdir.mkdir()
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload([__name__])
@@ -73,8 +82,8 @@ def _races(workdir: pathlib.Path, rounds: int) -> list[dict[int, str]]:
   rivals = [context.Process(target=_rival, args=arguments) for _ in range(NUM_RIVALS)]
   for rival in rivals:
     rival.start()
-  answers = [{} for _ in range(rounds)]
-  for _ in range(rounds * NUM_RIVALS):
+  answers = [{} for _ in range(rounds + 1)]
+  for _ in range((rounds + 1) * NUM_RIVALS):
     number, pid, answer = said.get(timeout=runs.PATIENCE_SECONDS)
     answers[number][pid] = answer
   for rival in rivals:
@@ -91,7 +100,21 @@ def _rival(workdir: pathlib.Path, rounds: int, together, said) -> None:
     try:
       with locked(workdir):
         said.put((number, os.getpid(), "in"))
-        together.wait()  # until all have tried
+        together.wait()
     except InputError as error:
       said.put((number, os.getpid(), str(error)))
       together.wait()
+  said.put((rounds, os.getpid(), _visits(workdir)))
+
+
+def _visits(workdir: pathlib.Path) -> str:
+  inside = workdir / "inside"
+  with mock.patch.object(time, "sleep"):  # so that all try all the time
+    for _ in range(300):
+      with contextlib.suppress(InputError), locked(workdir):
+        try:
+          inside.mkdir()
+        except FileExistsError:
+          return "met another"
+        inside.rmdir()
+  return "always alone"
