@@ -4,7 +4,8 @@
     python sample.py --pretrained=openai-community/gpt2 --prompt="Once upon" --top_k=40
     echo "To be" | python sample.py --workdir=runs/text --prompt_file=-
 
-The text goes to stdout as it is made, the speed to stderr. Same seed, same text.
+The text goes to stdout as it is made, the speed to stderr. Same seed, same text. On a
+terminal, control characters are shown as escapes; files and pipes get them as they are.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ import time
 
 from absl import flags
 
-from gpt2_flax import command_line
+from gpt2_flax import command_line, terminal
 from gpt2_flax.errors import InputError
 
 command_line.define_model_flags()
@@ -46,6 +47,11 @@ def _prompt() -> str:
     return pathlib.Path(_PROMPT_FILE.value).read_text("utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"--prompt_file={_PROMPT_FILE.value}: {error}") from error
+
+
+def _write(text: str, end: str = "\n") -> None:
+  text = terminal.lines(text) if sys.stdout.isatty() else text
+  print(text, end=end, flush=True)
 
 
 def main() -> int:
@@ -87,13 +93,13 @@ def main() -> int:
     if len(rows) == 1:
       # half a character is kept back until its other bytes are there
       whole = tokenizer.decode(rows[0]).rstrip("\ufffd")
-      print(whole[printed:], end="", flush=True)
+      _write(whole[printed:], end="")
       printed = len(whole)
   seconds = time.perf_counter() - began
   if len(rows) == 1:
-    print(tokenizer.decode(rows[0])[printed:])
+    _write(tokenizer.decode(rows[0])[printed:])
   else:
-    print("\n---\n".join(tokenizer.decode(row) for row in rows))
+    _write("\n---\n".join(tokenizer.decode(row) for row in rows))
   num_made = sum(len(row) - len(prompt) for row in rows)
   print(
     f"{num_made} tokens in {seconds:.2f} s, compiling included:"

@@ -1,4 +1,4 @@
-"""The one exception that means "your input, not our bug"."""
+"""Two exceptions that mean "not our bug", each with one line to say."""
 
 from collections.abc import Iterable
 import difflib
@@ -6,12 +6,22 @@ import errno
 import os
 import re
 
+from gpt2_flax.terminal import one_line
+
 MOST_LISTED = 40  # names that one line of an error gives at most
 # What may be otherwise the next time, with the very same input
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+MOST_COMPARED = 1_000_000  # characters, of a name times names, to find a near one
 
 
-class InputError(ValueError):
+class _OneLine:
+  """Messages hold what files say: they stay one line, and command no terminal."""
+
+  def __str__(self) -> str:
+    return one_line(super().__str__())
+
+
+class InputError(_OneLine, ValueError):
   """Input that cannot be used: names the field, the value and what is allowed.
 
   The command-line doors print it as one line and exit with code 2. Everything
@@ -21,14 +31,15 @@ class InputError(ValueError):
 
 def unknown_name(what: str, name: str, allowed: Iterable[str]) -> InputError:
   """An `InputError` for `name`, with the nearest allowed name where one is near."""
-  allowed = sorted(allowed)
-  near = difflib.get_close_matches(name, allowed, n=1)
+  allowed, near = sorted(allowed), []
+  if len(name) * len(allowed) <= MOST_COMPARED:
+    near = difflib.get_close_matches(name, allowed, n=1)
   hint = f"did you mean {near[0]!r}? " if near else ""
   listed = ", ".join(allowed[:MOST_LISTED]) + (", ..." * (len(allowed) > MOST_LISTED))
   return InputError(f"unknown {what} {name!r}: {hint}allowed: {listed}")
 
 
-class RunError(RuntimeError):
+class RunError(_OneLine, RuntimeError):
   """A run that cannot go on, through no fault of its input: one line, exit code 1."""
 
 

@@ -5,6 +5,8 @@ import sys
 import jax
 import tqdm
 
+from gpt2_flax import terminal
+
 
 class Progress:
   """A progress bar with the latest loss, gap and speed; lines that stay go above it."""
@@ -37,7 +39,8 @@ class Progress:
       self.line(f"step {step}  {pairs}")
 
   def line(self, text: str) -> None:
-    """A line that stays."""
+    """A line that stays; a sample in it may be anything that the model writes."""
+    text = terminal.lines(text)
     if self._terminal:
       self._bar.write(text, file=sys.stdout)
     else:
