@@ -5,6 +5,8 @@ which file, of what shape and type. What they mean is for `pretrained` to say.
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -17,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.json_files import read_json
 from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.transformer import GPT2Config
 
@@ -78,14 +81,17 @@ class StoredTensor(NamedTuple):
 
 
 def find_folder(name_or_path: str) -> pathlib.Path:
-  """The folder of that name, or else the hub's repository, downloaded."""
+  """The folder of that name, or else the hub's repository, downloaded and checked."""
   folder = pathlib.Path(name_or_path)
-  if folder.exists():
-    return folder
+  try:
+    if folder.exists():
+      return folder
+  except OSError as error:
+    raise InputError(f"{folder} cannot be read: {error.strerror}") from error
   import huggingface_hub  # slow to import, and a folder does not need it
 
   try:
-    return pathlib.Path(
+    folder = pathlib.Path(
       huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(HUB_FILES))
     )
   except Exception as error:  # whatever its network library raises, too
@@ -94,21 +100,33 @@ def find_folder(name_or_path: str) -> pathlib.Path:
       f"{name_or_path}: no such folder, and not to be had from the Hugging Face hub"
       f" ({reason})"
     ) from error
+  for path in folder.iterdir():
+    if path.is_symlink():
+      _check_download(path.parent / path.readlink())
+  return folder
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file."""
-  try:
-    values = json.loads(path.read_text("utf-8"))
-  except FileNotFoundError as error:
-    raise InputError(f"{path} is missing") from error
-  except OSError as error:
-    raise InputError(f"{path} cannot be read: {error.strerror}") from error
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{path} is not JSON: {error}") from error
-  if not isinstance(values, dict):
-    raise InputError(f"{path} is not a JSON object")
-  return values
+@functools.cache  # once in a process: it reads the whole file
+def _check_download(path: pathlib.Path) -> None:
+  """Raises an InputError unless a file of the hub's cache is what the hub said it is.
+
+  Its name there is the hub's checksum: SHA-256 of what lies in large file storage, and
+  of other files git's SHA-1 of a blob. The download itself compares sizes only.
+  """
+  match len(path.name):
+    case 64:
+      digest = hashlib.sha256()
+    case 40:
+      digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    case _:
+      return
+  with path.open("rb") as file:
+    whole = hashlib.file_digest(file, lambda: digest).hexdigest() == path.name
+  if not whole:
+    path.unlink()
+    raise InputError(
+      f"{path} was not what the hub has under that checksum, and is deleted: try again"
+    )
 
 
 def open_weights(
@@ -120,9 +138,9 @@ def open_weights(
     InputError: there are no safetensors, a file is damaged or missing, or the index
       of a sharded model does not agree with the shards.
   """
-  if (folder / WEIGHTS).exists():
+  if (folder / WEIGHTS).is_file():
     return _open_file(folder / WEIGHTS, stack)
-  if not (folder / INDEX).exists():
+  if not (folder / INDEX).is_file():
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     why = f": {pickles[0]} is a pickle, which is never read" if pickles else ""
     raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}{why}")
@@ -158,10 +176,10 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
 def _open_file(
   path: pathlib.Path, stack: contextlib.ExitStack
 ) -> dict[str, StoredTensor]:
+  if not path.is_file():
+    raise InputError(f"{path} is missing")
   try:
     file = stack.enter_context(safe_open(path, framework="numpy"))
-  except FileNotFoundError as error:
-    raise InputError(f"{path} is missing") from error
   except (OSError, SafetensorError) as error:
     raise InputError(f"{path} is not a whole safetensors file: {error}") from error
   stored = {}

@@ -1,12 +1,18 @@
 import contextlib
+import functools
+import hashlib
+import http.server
 import json
 import pathlib
 import shutil
 import tempfile
+import threading
+from typing import ClassVar
 from unittest import mock
 
 from absl.testing import parameterized
 import chex
+import huggingface_hub
 import huggingface_hub.utils
 import tokenizers
 
@@ -72,6 +78,70 @@ BAD_INDICES = {
   "moved": ({WTE: LAST_SHARD}, f"is in {SHARD}, the index says {LAST_SHARD}"),
   "invented": ({"h.9.ln_1.bias": SHARD}, f"h.9.ln_1.bias is not in {SHARD}"),
 }
+
+
+HUB = (CONFIG, WEIGHTS)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """As much of the hub as a download asks for; `served` is what it really sends."""
+
+  contents: ClassVar[dict[str, bytes]]
+  served: ClassVar[dict[str, bytes]]
+  cache: ClassVar[pathlib.Path]
+
+  def do_GET(self):
+    if self.path.startswith("/api/"):
+      about = {"id": "someone/model", "sha": "0" * 40}
+      about["siblings"] = [{"rfilename": name} for name in self.contents]
+      files = [self.entry(name) for name in self.contents]
+      return self.answer(json.dumps(files if "/tree/" in self.path else about).encode())
+    name = self.path.rpartition("/")[2]
+    whole, entry = self.contents[name], self.entry(name)
+    checksum = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
+    headers = {"ETag": f'"{checksum}"', "X-Repo-Commit": "0" * 40}
+    return self.answer(self.served.get(name, whole), headers, len(whole))
+
+  do_HEAD = do_GET
+
+  def entry(self, name: str) -> dict:
+    content = self.contents[name]
+    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry = {"type": "file", "path": name, "size": len(content), "oid": oid}
+    if name == WEIGHTS:  # too large for git
+      oid = hashlib.sha256(content).hexdigest()
+      entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 100}
+    return entry
+
+  def answer(self, content: bytes, headers: dict = {}, length: int | None = None):  # noqa: B006
+    self.send_response(200)
+    length = len(content) if length is None else length
+    for header, value in {**headers, "Content-Length": length}.items():
+      self.send_header(header, value)
+    self.end_headers()
+    if self.command == "GET":
+      self.wfile.write(content)
+
+  def log_message(self, *_):
+    pass
+
+
+@contextlib.contextmanager
+def hub_of(contents: dict[str, bytes], served: dict[str, bytes] | None = None):
+  """Downloads come from a hub on this machine, to an empty cache."""
+  with tempfile.TemporaryDirectory() as cache:
+    attributes = dict(contents=contents, served=served or {}, cache=pathlib.Path(cache))
+    hub = type("AHub", (Hub,), attributes)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), hub) as server:
+      threading.Thread(target=server.serve_forever, daemon=True).start()
+      download = functools.partial(
+        huggingface_hub.snapshot_download,
+        endpoint=f"http://127.0.0.1:{server.server_port}",
+        cache_dir=cache,
+      )
+      with mock.patch.object(huggingface_hub, "snapshot_download", download):
+        yield hub
+      server.shutdown()
 
 
 def change_json(path, **changes):
@@ -244,6 +314,30 @@ class HubFolderTest(chex.TestCase):
       needed + others, allow_patterns=download.call_args.kwargs["allow_patterns"]
     )
     self.assertEqual(list(wanted), needed)
+
+  @parameterized.parameters(CONFIG, WEIGHTS)
+  def test_a_download_is_compared_with_its_checksum(self, changed):
+    contents = {name: (GOLDEN / "plain" / name).read_bytes() for name in HUB}
+    with hub_of(contents) as download:
+      folder = hub_folder.find_folder("someone/model")
+      self.assertEqual((folder / changed).read_bytes(), contents[changed])
+    at = len(contents[changed]) // 2
+    wrong = contents[changed][:at] + b"!" + contents[changed][at + 1 :]
+    with hub_of(contents, {changed: wrong}) as download:
+      with self.assert_refused("was not what the hub has", "is deleted"):
+        hub_folder.find_folder("someone/model")
+      self.assertEmpty(list(download.cache.rglob("*.incomplete")))
+      download.served = contents
+      folder = hub_folder.find_folder("someone/model")
+      self.assertEqual((folder / changed).read_bytes(), contents[changed])
+
+  def test_a_download_cut_short_is_not_there(self):
+    contents = {name: (GOLDEN / "plain" / name).read_bytes() for name in HUB}
+    cut = {WEIGHTS: contents[WEIGHTS][:-100]}
+    with hub_of(contents, cut) as download, mock.patch("time.sleep"):  # it tries again
+      with self.assert_refused("someone/model", "not to be had"):
+        hub_folder.find_folder("someone/model")
+      self.assertEmpty(list(download.cache.rglob(WEIGHTS)))
 
   def test_a_folder_comes_before_a_hub_id(self):
     with mock.patch("huggingface_hub.snapshot_download") as download:

@@ -265,7 +265,7 @@ class PretrainedTest(chex.TestCase):
     self.assertEqual(loaded.decode(loaded.start("b a b")), "b a b")
     with self.assertRaisesRegex(InputError, "text that has no tokens"):
       loaded.encode("a c")
-    with self.assertRaisesRegex(InputError, "tokenizer.json cannot be read"):
+    with self.assertRaisesRegex(InputError, "tokenizer.json is missing"):
       pretrained.load_tokenizer(GOLDEN / "plain")
 
   def test_saved_files(self):

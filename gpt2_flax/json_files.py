@@ -1,0 +1,56 @@
+"""JSON files that others may have written."""
+
+import json
+import pathlib
+from typing import Any
+
+from gpt2_flax.errors import InputError
+
+MOST_BYTES = 64 << 20  # the largest tokenizers have 30 MB
+MOST_DEPTH = 64
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file.
+
+  Raises:
+    InputError: there is no such file, it is too large, nested too deep, not UTF-8, not
+      JSON, not an object, or has text that cannot be written as UTF-8.
+  """
+  try:
+    if path.exists() and not path.is_file():
+      raise InputError(f"{path} cannot be read: it is not a file")
+    with path.open("rb") as file:
+      content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+      raise InputError(f"{path} is too large: must have at most {MOST_BYTES} bytes")
+    values = json.loads(content.decode("utf-8"))
+    _check_depth(values)
+    # fails for half of a surrogate pair, which JSON can write and UTF-8 cannot
+    json.dumps(values, ensure_ascii=False).encode("utf-8")
+  except FileNotFoundError as error:
+    raise InputError(f"{path} is missing") from error
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}") from error
+  except InputError:
+    raise
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{path} is not JSON: {error}") from error
+  if not isinstance(values, dict):
+    raise InputError(f"{path} is not a JSON object")
+  return values
+
+
+def _check_depth(values: Any) -> None:
+  """So that whatever is done with the values later does not run out of stack."""
+  level = [values]
+  for _ in range(MOST_DEPTH):
+    level = [
+      child
+      for value in level
+      if isinstance(value, (dict, list))
+      for child in (value.values() if isinstance(value, dict) else value)
+    ]
+    if not level:
+      return
+  raise ValueError(f"nested more than {MOST_DEPTH} deep")

@@ -1,0 +1,52 @@
+"""JSON that others wrote, up to a size and a depth."""
+
+import os
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import parameterized
+import chex
+
+from gpt2_flax import json_files
+from gpt2_flax.errors import InputError
+
+
+class ReadJsonTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.path = pathlib.Path(folder) / "x.json"
+
+  def assert_refused(self, says: str):
+    with self.assertRaisesRegex(InputError, says) as caught:
+      json_files.read_json(self.path)
+    self.assertStartsWith(str(caught.exception), str(self.path))
+
+  def test_values(self):
+    self.path.write_text('{"a": [1, {"b": "\\ud83d\\ude42"}]}')
+    self.assertEqual(json_files.read_json(self.path), {"a": [1, {"b": "🙂"}]})
+
+  @parameterized.parameters(
+    ('{"a": "\\ud83d"}', "is not JSON: .*surrogates not allowed"),
+    ('{"\\udc00": 1}', "is not JSON: .*surrogates not allowed"),
+    ('{"a":' + "[" * 100 + "]" * 100 + "}", "is not JSON: nested more than 64 deep"),
+    ('{"a":' * 10_000, "is not JSON"),
+    ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
+    ("[]", "is not a JSON object"),
+  )
+  def test_refused(self, text, says):
+    self.path.write_text(text)
+    self.assert_refused(says)
+
+  def test_too_large(self):
+    self.path.write_text('{"a": 1}')
+    with mock.patch.object(json_files, "MOST_BYTES", 7):
+      self.assert_refused("is too large: must have at most 7 bytes")
+    with mock.patch.object(json_files, "MOST_BYTES", 8):
+      self.assertEqual(json_files.read_json(self.path), {"a": 1})
+
+  def test_no_file(self):
+    self.assert_refused("is missing")
+    os.mkfifo(self.path)  # opened, it would wait for who writes to it
+    self.assert_refused("it is not a file")
