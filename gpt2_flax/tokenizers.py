@@ -1,14 +1,17 @@
 """Text to token ids and back. One small interface, one class a kind of token."""
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
 import json
 import pathlib
 from typing import ClassVar
 
 import tokenizers
 
+from gpt2_flax import tokenizer_limits
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.json_files import read_json
 
 
 class Tokenizer(abc.ABC):
@@ -60,6 +63,8 @@ class WordTokenizer(Tokenizer):
   start_id = 0
 
   def __init__(self, words: Sequence[str]):
+    if not all(isinstance(word, str) for word in words):
+      raise InputError("words: each must be a text")
     self.words = tuple(words)
     self.vocab_size = 1 + len(self.words)
     self._ids = {word: i for i, word in enumerate(self.words, start=1)}
@@ -88,6 +93,8 @@ class CharTokenizer(Tokenizer):
   kind = "char"
 
   def __init__(self, characters: str):
+    if not isinstance(characters, str):
+      raise InputError("characters: must be a text")
     self.characters = "".join(sorted(set(characters)))
     self.vocab_size = len(self.characters)
     self._ids = {character: i for i, character in enumerate(self.characters)}
@@ -115,7 +122,10 @@ class ByteTokenizer(Tokenizer):
   vocab_size = 256
 
   def encode(self, text: str) -> list[int]:
-    return list(text.encode("utf-8"))
+    try:
+      return list(text.encode("utf-8"))
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+      raise InputError(f"text that is not Unicode: {error}") from error
 
   def decode(self, ids: Sequence[int]) -> str:
     return bytes(list(ids)).decode("utf-8", errors="replace")
@@ -126,6 +136,18 @@ class ByteTokenizer(Tokenizer):
 
   def state(self) -> dict:
     return {}
+
+
+@contextlib.contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+  """What the tokenizers library raises, as an `InputError`."""
+  try:
+    yield
+  except BaseException as error:
+    # Its panics are no `Exception`s, and their class has no name to import.
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+      raise InputError(f"{what}: {error}") from error
+    raise
 
 
 class BPETokenizer(Tokenizer):
@@ -141,14 +163,23 @@ class BPETokenizer(Tokenizer):
   END_OF_TEXT = "<|endoftext|>"
 
   def __init__(self, tokenizer: dict):
-    try:
+    if not isinstance(tokenizer, dict):
+      raise InputError("not a tokenizer.json: must be a JSON object")
+    tokenizer_limits.check(tokenizer)
+    with _library_errors("not a tokenizer.json"):
       self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
-    except Exception as error:  # the library raises nothing more specific
-      raise InputError(f"not a tokenizer.json: {error}") from error
-    self.vocab_size = self._tokenizer.get_vocab_size()
-    self.end_of_text_id = self._tokenizer.token_to_id(self.END_OF_TEXT)
-    added = self._tokenizer.encode("").ids  # what it would add to any text
+      self._tokenizer.no_truncation()  # a text is as long as it is
+      self._tokenizer.no_padding()
+      added = self._tokenizer.encode("").ids  # what it would add to any text
     self.start_id = added[0] if len(added) == 1 else None
+    ids = [*self._tokenizer.get_vocab().values(), *added]
+    self.vocab_size = 1 + max(ids, default=-1)
+    if self.vocab_size > tokenizer_limits.MOST_TOKENS:
+      raise InputError(
+        f"token id is {self.vocab_size - 1}: must be below"
+        f" {tokenizer_limits.MOST_TOKENS}"
+      )
+    self.end_of_text_id = self._tokenizer.token_to_id(self.END_OF_TEXT)
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
@@ -167,16 +198,15 @@ class BPETokenizer(Tokenizer):
     return cls(json.loads(tokenizer.to_str()))
 
   def encode(self, text: str) -> list[int]:
-    try:
+    with _library_errors("text that has no tokens"):  # perhaps an unknown word
       # of a batch, since only that leaves out where in the text each token stands
       [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
       return fast.ids
-    except Exception as error:  # a word or character that it does not know
-      raise InputError(f"text that has no tokens: {error}") from error
 
   def decode(self, ids: Sequence[int]) -> str:
     ids = [token_id for token_id in ids if token_id != self.start_id]
-    return self._tokenizer.decode(ids, skip_special_tokens=False)
+    with _library_errors("tokens that have no text"):
+      return self._tokenizer.decode(ids, skip_special_tokens=False)
 
   def save(self, path: str) -> None:
     """Writes Hugging Face's tokenizer.json."""
@@ -198,15 +228,13 @@ def dumps(tokenizer: Tokenizer) -> str:
 
 def load(path: pathlib.Path) -> Tokenizer:
   """Reads what `dumps` wrote, or a tokenizer.json of Hugging Face's."""
+  state = read_json(path)
   try:
-    state = json.loads(path.read_text("utf-8"))
     if "kind" not in state:
       return BPETokenizer(state)
     kind = state.pop("kind")
-    if kind not in KINDS:
-      raise unknown_name("kind", kind, KINDS)
+    if not isinstance(kind, str) or kind not in KINDS:
+      raise unknown_name("kind", str(kind), KINDS)
     return KINDS[kind](**state)
-  except OSError as error:
-    raise InputError(f"{path} cannot be read: {error.strerror}") from error
-  except (ValueError, TypeError, RecursionError) as error:
+  except (ValueError, TypeError) as error:
     raise InputError(f"{path} is no tokenizer: {error}") from error
