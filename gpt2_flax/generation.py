@@ -9,6 +9,7 @@ Axes: B batch, T new tokens, S cache slots, H heads, K head_dim, V vocab_size.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -261,11 +262,12 @@ def stream(
   texts = [[int(token) for token in prompt] for prompt in prompts]
   if not texts or min(map(len, texts)) == 0:
     raise InputError("prompts: each must have at least one token")
-  for token in {token for text in texts for token in text}:
-    if not 0 <= token < model.config.vocab_size:
-      raise InputError(
-        f"prompts: token id is {token}: must be 0 to {model.config.vocab_size - 1}"
-      )
+  for name, ids in (("prompts", itertools.chain(*texts)), ("stop_ids", stop_ids)):
+    for token in set(ids):
+      if not 0 <= token < model.config.vocab_size:
+        raise InputError(
+          f"{name}: token id is {token}: must be 0 to {model.config.vocab_size - 1}"
+        )
   if num_tokens < 1:
     raise InputError(f"num_tokens is {num_tokens}: must be at least 1")
   if overflow not in OVERFLOWS:

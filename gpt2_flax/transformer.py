@@ -35,6 +35,8 @@ ACTIVATIONS = {
 }
 ATTENTIONS = ("explicit", "flash")
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_LAYERS = 1024  # each is built on its own
+MOST = (1 << 31) - 1  # of anything else that is counted: tokens are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +98,18 @@ class GPT2Config:
       "num_heads",
       "embed_dim",
     ):
-      if getattr(self, name) < 1:
-        raise InputError(f"model.{name} is {getattr(self, name)}: must be at least 1")
+      value, most = getattr(self, name), MOST_LAYERS if name == "num_layers" else MOST
+      if not 1 <= value <= most:
+        allowed = "at least 1" if value < 1 else f"at most {most}"
+        raise InputError(f"model.{name} is {value}: must be {allowed}")
     if self.embed_dim % self.num_heads:
       raise InputError(
         f"model.embed_dim is {self.embed_dim}: must be divisible by"
         f" model.num_heads, which is {self.num_heads}"
       )
-    if self.mlp_dim < 0:
+    if not 0 <= self.mlp_dim <= MOST:
       raise InputError(
-        f"model.mlp_dim is {self.mlp_dim}: must be 0 (4 * embed_dim) or more"
+        f"model.mlp_dim is {self.mlp_dim}: must be 0 (4 * embed_dim) to {MOST}"
       )
     if not 0.0 <= self.dropout_rate < 1.0:
       raise InputError(f"model.dropout_rate is {self.dropout_rate}: must be in [0, 1)")

@@ -60,7 +60,9 @@ def change_weights(folder, changes):
 # Changes to config.json that the weights contradict, and what the one line must say.
 BAD_CONFIGS = {
   "fewer_layers": (dict(n_layer=1), "n_layer is 1: the weights have 2 layers"),
-  "more_layers": (dict(n_layer=10**12), "n_layer is 1000000000000: the weights have 2"),
+  "more_layers": (dict(n_layer=3), "n_layer is 3: the weights have 2 layers"),
+  "too_many_layers": (dict(n_layer=10**9), "num_layers is 1000000000: must be at most"),
+  "too_many_tokens": (dict(vocab_size=2**40), "is 1099511627776: must be at most 2147"),
   "width": (dict(n_embd=32), "wte.weight is [37, 16]: must be [37, 32] by con"),
   "vocabulary": (
     dict(vocab_size=38),

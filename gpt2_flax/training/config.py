@@ -203,7 +203,7 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
         raise InputError(f"{section}.{name} is missing: must be of {field.type}")
       continue
     value = values[name]
-    if field.type is float and type(value) is int:
+    if field.type is float and type(value) is int and abs(value) < 1 << 53:
       value = float(value)
     if type(value) is not field.type:
       raise InputError(
@@ -229,7 +229,7 @@ def _parse_sections(values: dict[str, Any]) -> dict[str, Any]:
       raise InputError(f"config.{name} is missing: must be a text, perhaps empty")
   data_values = dict(values["data"])
   name = data_values.pop("name", None)
-  if name not in datasets.CONFIGS:
+  if not isinstance(name, str) or name not in datasets.CONFIGS:
     raise unknown_name("data.name", str(name), datasets.CONFIGS)
   return {
     **{name: values[name] for name in TEXTS},
@@ -243,8 +243,9 @@ def _parse_sections(values: dict[str, Any]) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
   """The config of a run that was made; its data and its source may be gone."""
-  model = _from_section(GPT2Config, "model", values.get("model", {}))
-  return ExperimentConfig(model=model, **_parse_sections(values))
+  sections = _parse_sections(values)
+  model = _from_section(GPT2Config, "model", values["model"])
+  return ExperimentConfig(model=model, **sections)
 
 
 def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
