@@ -224,5 +224,7 @@ class RenderTest(chex.TestCase):
     own = re.sub(r'xmlns="[^"]*"', "", self.page)
     self.assertNotRegex(own, r"https?:|//[a-z]+\.|@import|url\(|<link|<img|src=")
     self.assertNotRegex(
-      own, r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\("
+      own,
+      r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|srcdoc"
+      r"|DOMParser|createContextualFragment|setHTML",
     )

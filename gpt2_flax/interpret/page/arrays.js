@@ -37,7 +37,9 @@ const sizes = {
 function tokenName(id) {
   const name = data.names[id] ?? `#${id}`;
   if (name === "") return "∅";
-  return name.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣");
+  const escape = (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`;
+  return name.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣")
+    .replace(/[\p{C}\p{Zl}\p{Zp}]/gu, escape);  // else unseen, or it turns what is around it
 }
 const nameAt = (place) => tokenName(data.tokens[place]);
 const nextId = (place) => data.tokens[place + 1] ?? data.following[0];

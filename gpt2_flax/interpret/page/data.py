@@ -20,6 +20,7 @@ from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.interpret import heads
 from gpt2_flax.interpret.logits import logit_lens
 from gpt2_flax.interpret.trace import Trace, trace
+from gpt2_flax.terminal import one_line
 from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.transformer import GPT2, num_params
 
@@ -72,7 +73,7 @@ def page_data(
   named = {*shown.tolist(), *following}
   named.update(np.ravel(lens["ids"]).tolist(), np.ravel(next_tokens["ids"]).tolist())
   return {
-    "title": title,
+    "title": one_line(title),
     "model": {
       **dataclasses.asdict(config),
       "num_params": num_params(params),
