@@ -1,4 +1,7 @@
-"""The page as its reader has it: in a real browser, from a file."""
+"""The page as its reader has it: in a real browser, from a file.
+
+What tokens that would like to be code do to it: `tests/reliability/injection.py`.
+"""
 
 import pathlib
 import tempfile
@@ -13,13 +16,6 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.interpret.browser import launch
 from tests.interpret.test_page import make
-
-EVIL = (
-  "</script><script>document.title='taken'</script>",
-  "<img/src=x/onerror=document.title='taken'>",
-  "<b>bold</b>",
-  "&lt;i&gt;",
-)
 
 
 def numbers(texts: list[str]) -> list[float]:
@@ -59,8 +55,8 @@ class PageInBrowserTest(chex.TestCase):
     self.page.on("request", lambda request: self.requests.append(request.url))
     self.page.on("requestfinished", lambda request: self.answers.append(request.url))
 
-  def open(self, link: str = "", file: pathlib.Path | None = None):
-    self.page.goto((file or self.file).as_uri() + link)
+  def open(self, link: str = ""):
+    self.page.goto(self.file.as_uri() + link)
     return self.page
 
   def texts(self, selector: str) -> list[str]:
@@ -338,20 +334,6 @@ class PageInBrowserTest(chex.TestCase):
       / np.exp(scores - scores.max()).sum()
     )
     self.assertAlmostEqual(float(share.strip("<%")) / 100, expected, delta=6e-4)
-
-  def test_token_text_stays_text(self):
-    names = {i: EVIL[i % len(EVIL)] for i in range(self.tokenizer.vocab_size)}
-    data = {**self.data, "names": names, "title": EVIL[1]}
-    file = self.folder / "evil.html"
-    file.write_text(render_page(data, self.config), "utf-8")
-    page = self.open(file=file)
-    self.assertEqual(page.title(), f"Inside {EVIL[1]}")
-    self.assertEqual(page.locator("h1").inner_text(), f"Inside {EVIL[1]}")
-    self.assertEqual(self.texts("#ids .token"), [names[i] for i in self.tokens])
-    self.assertEqual(page.locator("main img, main script").count(), 0)
-    page.locator("#ids .token").nth(2).click()
-    self.assertEqual(self.trouble, [])
-    self.assertEqual(self.requests, [file.as_uri()])
 
   def test_fits_a_phone_and_follows_the_screens_theme(self):
     page = self.open()

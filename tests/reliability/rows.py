@@ -10,6 +10,7 @@ from tests.reliability.failed_save import raised_by_the_next
 from tests.reliability.full_disk import full_disk
 from tests.reliability.kill import killed
 from tests.reliability.meshes import across_meshes
+from tests.reliability.hostile import harmless
 from tests.reliability.mismatch import refused
 from tests.reliability.resume import resumed
 from tests.reliability.stalls import stalled
@@ -67,5 +68,11 @@ ROWS = (
     12,
     "a second run in a folder is refused and told of the first; a dead one is none",
     locked_out,
+  ),
+  Row(
+    13,
+    "hostile weights, tokenizers, configs, checkpoints, prompts, tokens on the page: no"
+    " code run, nothing written, 5 s and 4 GB at most, one clear line",
+    harmless,
   ),
 )
