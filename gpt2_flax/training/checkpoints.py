@@ -98,6 +98,7 @@ class Checkpoints:
         preservation_policy=policies.LatestN(config.keep),
         cleanup_tmp_directories=not read_only,
         create=not read_only,
+        lightweight_initialize=True,  # no word of a checkpoint is believed unchecked
         temporary_path_class=_SealedFolder,
       ),
     )
@@ -161,7 +162,8 @@ class Checkpoints:
 
     Raises:
       InputError: it holds another state than `abstract`; names the first array.
-      RunError: there are checkpoints, all of them damaged.
+      RunError: there are checkpoints, all of them damaged; or its files are what its
+        manifest says, and yet no checkpoint.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
@@ -169,7 +171,13 @@ class Checkpoints:
       # One process looks, all hear of it, before orbax makes them wait for one another
       damage = _damage(folder) if jax.process_index() == 0 else None
       if processes.everywhere(damage is None):
-        return self._read(step, abstract)
+        try:
+          return self._read(step, abstract)
+        except InputError:
+          raise
+        except Exception as error:  # its manifest was made to fit, or another version
+          reason = (str(error).strip() or repr(error)).splitlines()[0]
+          raise RunError(f"checkpoint {folder} cannot be read: {reason}") from error
       if damage:
         logging.warning(
           "checkpoint %s is damaged, going on from the one before it (%s)",
