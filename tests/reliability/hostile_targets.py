@@ -21,6 +21,7 @@ import tokenizers as library
 
 from gpt2_flax import generation, json_files, pretrained, tokenizers
 from gpt2_flax.errors import InputError
+from gpt2_flax.training import checkpoints
 from gpt2_flax.training import config as config_module
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import CheckpointConfig
@@ -53,7 +54,17 @@ def pickles(folder: pathlib.Path) -> list[bytes]:
   return [*found, header]
 
 
-class Weights:
+class Target:
+  """Something that is read: `use` does it, a mutation of one of its `corpus`."""
+
+  path: pathlib.Path
+  corpus: list[bytes]
+
+  def write(self, content: bytes) -> None:
+    self.path.write_bytes(content)
+
+
+class Weights(Target):
   """model.safetensors, or a shard, beside a config.json that is as it should be."""
 
   def __init__(self, folder: pathlib.Path, source: str, name: str):
@@ -220,7 +231,7 @@ class TokenizerFile(Json):
       raise refused
 
 
-class Prompts:
+class Prompts(Target):
   """What a model shall continue: text for a tokenizer that is fine, and ids."""
 
   def __init__(self, folder: pathlib.Path):
@@ -270,8 +281,8 @@ class Prompts:
     generation.Sampling(**self.sampling)
 
 
-class CheckpointFile:
-  """One file of a run's only checkpoint."""
+class CheckpointFile(Target):
+  """One file of a run's only checkpoint, sometimes with a manifest that agrees."""
 
   def __init__(self, folder: pathlib.Path):
     self.state = TrainState(
@@ -286,28 +297,35 @@ class CheckpointFile:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), self.state
     )
     self.folder = folder
-    with Checkpoints(folder, self.config) as checkpoints:
-      checkpoints.save(self.state, {"next_index": 1}, {})
-      checkpoints.wait()
+    with Checkpoints(folder, self.config) as saver:
+      saver.save(self.state, {"next_index": 1}, {})
     self.files = sorted(path for path in folder.rglob("*") if path.is_file())
     self.whole = {path: path.read_bytes() for path in self.files}
+    self.manifest = (folder / "1" / checkpoints.MANIFEST).read_bytes()
     self.path, self.corpus = self.files[0], [b""]
 
   def mutate(self, content, random):
     self.path.write_bytes(self.whole[self.path])
     self.path = random.choice(self.files)
-    content = self.whole[self.path]
+    (self.folder / "1" / checkpoints.MANIFEST).write_bytes(self.manifest)
+    content, self.sealed = self.whole[self.path], random.random() < 0.7
     if random.random() < 0.5:
       with contextlib.suppress(ValueError, RecursionError):
         return mutations.of_json(json.loads(content), random)
     return mutations.of_bytes(content, random)
 
+  def write(self, content):
+    super().write(content)
+    if self.sealed and self.path.name != checkpoints.MANIFEST:
+      manifest = checkpoints._manifest(self.folder / "1")
+      (self.folder / "1" / checkpoints.MANIFEST).write_bytes(manifest)
+
   def use(self):
-    with Checkpoints(self.folder, self.config, read_only=True) as checkpoints:
-      state, position = checkpoints.restore(self.abstract)
-    if position != {"next_index": 1}:
-      raise AssertionError(f"restored silently wrong: {position}")
-    jax.tree.map(np.testing.assert_array_equal, state.params, self.state.params)
+    with Checkpoints(self.folder, self.config, read_only=True) as reader:
+      state, position = reader.restore(self.abstract)
+    if not self.sealed:
+      assert position == {"next_index": 1}, f"restored silently wrong: {position}"
+      jax.tree.map(np.testing.assert_array_equal, state.params, self.state.params)
 
 
 def targets(folder: pathlib.Path) -> dict[str, tuple[float, object]]:

@@ -124,7 +124,7 @@ def main(folder: pathlib.Path, seed: str, count: int) -> None:
   for _, target in all_targets.values():
     for content in (*target.corpus, b"{"):  # what is imported late is imported now
       target.mutate(content, random)
-      target.path.write_bytes(content)
+      target.write(content)
       with contextlib.suppress(Exception):
         target.use()
   size = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
@@ -145,7 +145,7 @@ def main(folder: pathlib.Path, seed: str, count: int) -> None:
     else:
       known = valid[kind] if chance < 0.5 else target.corpus
       content = target.mutate(random.choice(known), random)
-    target.path.write_bytes(content)
+    target.write(content)
     say(trying=kind)
     began = time.process_time()
     error = try_one(target, audit, say)
