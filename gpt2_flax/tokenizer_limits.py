@@ -7,6 +7,7 @@ the text a thousand times longer. What real tokenizers have is far from these li
 
 import base64
 from collections.abc import Iterator
+import itertools
 import math
 import re
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from gpt2_flax.errors import InputError
 
 STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-MOST_PARTS = 64  # of all steps together
+MOST_PARTS = 256  # objects and lists, of all steps together
 MOST_GROWTH = 1024  # times that a text may become longer
 MOST_TOKENS = 1 << 20
 MOST_LETTERS = 1000  # in a word that is searched for pieces, letter by letter
@@ -26,13 +27,13 @@ _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 def check(tokenizer: dict[str, Any]) -> None:
   """Raises an `InputError` that names what a tokenizer.json has too much of."""
-  parts = [part for step in STEPS for part in _parts(tokenizer.get(step))]
+  steps = {step: tokenizer.get(step) for step in STEPS}
+  parts = list(itertools.islice(_parts(steps), MOST_PARTS + 1))
   if len(parts) > MOST_PARTS:
-    raise InputError(f"{len(parts)} parts: must have at most {MOST_PARTS}")
+    raise InputError(f"{' and '.join(STEPS)} have more than {MOST_PARTS} parts")
   for part in parts:
-    regex = part.get("pattern", {})
-    if isinstance(regex, dict) and "Regex" in regex:
-      _check_regex(str(regex["Regex"]))
+    if isinstance(part, dict) and "Regex" in part:
+      _check_regex(str(part["Regex"]))
   growth = math.prod(map(_growth, parts))
   if growth > MOST_GROWTH:
     raise InputError(
@@ -40,25 +41,26 @@ def check(tokenizer: dict[str, Any]) -> None:
       f" {MOST_GROWTH}"
     )
   model = tokenizer.get("model")
-  letters = model.get("max_input_chars_per_word") if isinstance(model, dict) else None
+  model = model if isinstance(model, dict) else {}
+  for tokens in (model.get("vocab"), tokenizer.get("added_tokens")):
+    if isinstance(tokens, (dict, list)) and len(tokens) > MOST_TOKENS:
+      raise InputError(f"{len(tokens)} tokens: must have at most {MOST_TOKENS}")
+  letters = model.get("max_input_chars_per_word")
   if isinstance(letters, int) and letters > MOST_LETTERS:
     raise InputError(
       f"max_input_chars_per_word is {letters}: must be at most {MOST_LETTERS}"
     )
 
 
-def _parts(value: Any) -> Iterator[dict]:
-  """Every object in some JSON values: those with a type are parts of the tokenizer."""
-  if isinstance(value, dict):
-    if "type" in value:
-      yield value
-    value = list(value.values())
-  if isinstance(value, list):
-    for inner in value:
+def _parts(value: Any) -> Iterator[dict | list]:
+  """Some JSON values, and every object and list in them."""
+  if isinstance(value, (dict, list)):
+    yield value
+    for inner in value.values() if isinstance(value, dict) else value:
       yield from _parts(inner)
 
 
-def _growth(part: dict) -> int:
+def _growth(part: dict | list) -> int:
   """How many times longer a part can make a text; 1 if only a little."""
   match part:
     case {"type": "Replace", "content": str(content), "pattern": {"String": str(old)}}:
