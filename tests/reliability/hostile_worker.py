@@ -20,7 +20,9 @@ import time
 
 from absl import logging
 
+from gpt2_flax import json_files
 from gpt2_flax.errors import InputError, RunError
+from tests.reliability import mutations
 from tests.reliability.hostile_targets import pickles, targets
 
 MOST_MEMORY = 4 << 30  # of address space, beyond what there was before
@@ -142,6 +144,8 @@ def main(folder: pathlib.Path, seed: str, count: int) -> None:
     chance = random.random()
     if chance < 0.02:
       content = random.choice(code)
+    elif chance < 0.0201:
+      content = mutations.large_json(json_files.MOST_BYTES, random)
     else:
       known = valid[kind] if chance < 0.5 else target.corpus
       content = target.mutate(random.choice(known), random)

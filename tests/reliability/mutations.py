@@ -81,6 +81,14 @@ def of_json(values: Any, random: Random, more: tuple = ()) -> bytes:
   return text.encode("utf-8", "surrogatepass")
 
 
+def large_json(size: int, random: Random) -> bytes:
+  """As many small values as a file of that size may have."""
+  key = random.choice((b"model", b"normalizer", b"words", b"weight_map", b"n_layer"))
+  one = random.choice((b"[]", b"{}", b'"a"', b"0", b"[[1]]"))
+  count = (size - 100) // (len(one) + 1)
+  return b'{"%s":[' % key + b",".join([one] * count) + b"]}"
+
+
 def _places(values: Any, depth: int = 20):
   """(holder, key) of every value within, of what is long or deep but some."""
   keys = values.keys() if isinstance(values, dict) else range(len(values))
