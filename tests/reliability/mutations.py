@@ -53,7 +53,7 @@ def of_bytes(content: bytes, random: Random) -> bytes:
 
 def of_json(values: Any, random: Random, more: tuple = ()) -> bytes:
   """A few places of some JSON values replaced, left out, renamed or said twice."""
-  values, raw = json.loads(json.dumps(values)), {}
+  values, raw = json.loads(json.dumps([values])), {}
   for _ in range(random.choice((1, 1, 1, 2, 4))):
     places = list(_places(values))
     if not places:
@@ -75,7 +75,7 @@ def of_json(values: Any, random: Random, more: tuple = ()) -> bytes:
         other, other_key = random.choice(places)
         if other_key in other if isinstance(other, dict) else other_key < len(other):
           holder[key] = json.loads(json.dumps(other[other_key]))
-  text = json.dumps(values, ensure_ascii=random.random() < 0.5)
+  text = json.dumps(values, ensure_ascii=random.random() < 0.5)[1:-1]
   for mark, instead in raw.items():
     text = text.replace(mark, instead)
   return text.encode("utf-8", "surrogatepass")
