@@ -9,6 +9,8 @@ import shutil
 
 from gpt2_flax.errors import cannot_write, os_error
 
+_unfinished: set[pathlib.Path] = set()  # what this process is making
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -23,6 +25,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   # the process in its name, so that two that make the same do not meet
   temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+  _unfinished.add(temporary)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
@@ -34,12 +37,19 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     raise cannot_write(path, reason) from error
   finally:
     _remove(temporary)
+    _unfinished.discard(temporary)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces a file's content, UTF-8; raises as `replacing` does."""
   with replacing(path) as temporary:
     temporary.write_text(text, "utf-8")
+
+
+def remove_unfinished() -> None:
+  """For a process that ends on the spot, without the exception that would do this."""
+  for temporary in list(_unfinished):
+    _remove(temporary)
 
 
 def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:

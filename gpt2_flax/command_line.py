@@ -5,6 +5,7 @@ n, with nothing lost. (A shell says 128 + n also of what a signal ended on the s
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import os
 import pathlib
 import signal
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags, ConfigDict
 
+from gpt2_flax.atomic_files import remove_unfinished
 from gpt2_flax.cache import cache_folder
 from gpt2_flax.errors import InputError, RunError, unknown_name
 
@@ -59,8 +61,8 @@ def leave_on_signals(on_the_spot: bool = False) -> None:
   """From now on SIGTERM and Ctrl-C end the process, without a traceback.
 
   Args:
-    on_the_spot: even amid what no Python code can interrupt, such as compiling. Else by
-      an exception, so that what is half written is removed on the way out.
+    on_the_spot: even amid what no Python code can interrupt, such as compiling. Else
+      what is half written is removed before.
   """
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_DFL if on_the_spot else _leave)
@@ -68,8 +70,10 @@ def leave_on_signals(on_the_spot: bool = False) -> None:
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
   del frame
-  leave_on_signals(on_the_spot=True)  # if asked again
-  sys.exit(128 + number)
+  remove_unfinished()
+  with contextlib.suppress(Exception):  # it may be in the middle of that
+    sys.stdout.flush()
+  os._exit(128 + number)  # amid an import, an exception would do anything but end it
 
 
 def keep_compiled_programs() -> None:

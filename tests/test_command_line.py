@@ -4,14 +4,18 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 
 from absl.testing import parameterized
 import chex
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOOR = """
-import time
+import pathlib, sys, time
+from gpt2_flax.atomic_files import replacing
 from gpt2_flax import command_line
+
+folder = pathlib.Path(sys.argv.pop())
 
 def main():
 {main}
@@ -19,18 +23,10 @@ def main():
 command_line.run(main)
 """
 WRITING = """
-  try:
-    print("writing", flush=True)
-    time.sleep(600)
-  finally:
-    print("cleaned up")
-"""
-DEAF = """
-  try:
-    print("writing", flush=True)
-    time.sleep(600)
-  except SystemExit:
-    print("still here", flush=True)
+  with replacing(folder / "file") as temporary:
+    temporary.write_text("half")
+    print("half written")
+    print("writing", file=sys.stderr, flush=True)
     time.sleep(600)
 """
 TALKING = """
@@ -39,9 +35,9 @@ TALKING = """
 """
 
 
-def start(main: str) -> subprocess.Popen:
+def start(main: str, folder: str = ".") -> subprocess.Popen:
   return subprocess.Popen(
-    [sys.executable, "-c", DOOR.format(main=main)],
+    [sys.executable, "-c", DOOR.format(main=main), folder],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -51,20 +47,15 @@ def start(main: str) -> subprocess.Popen:
 
 class InterruptedTest(chex.TestCase):
   @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
-  def test_cleans_up_and_says_nothing(self, number):
-    with start(WRITING) as door:
-      self.assertEqual(door.stdout.readline(), "writing\n")
+  def test_nothing_half_written_stays_and_nothing_is_said(self, number):
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    with start(WRITING, str(folder)) as door:
+      self.assertEqual(door.stderr.readline(), "writing\n")
+      self.assertLen(list(folder.iterdir()), 1)
       door.send_signal(number)
-      self.assertEqual(door.communicate(timeout=60), ("cleaned up\n", ""))
+      self.assertEqual(door.communicate(timeout=60), ("half written\n", ""))
     self.assertEqual(door.returncode, 128 + number)
-
-  def test_a_second_signal_does_not_wait_for_that(self):
-    with start(DEAF) as door:
-      for line in ("writing\n", "still here\n"):
-        self.assertEqual(door.stdout.readline(), line)
-        door.send_signal(signal.SIGINT)
-      self.assertEqual(door.communicate(timeout=60), ("", ""))
-    self.assertEqual(door.returncode, -signal.SIGINT)
+    self.assertEqual(list(folder.iterdir()), [])
 
   @parameterized.parameters(TALKING, TALKING.replace("100_000", "10"))
   def test_nobody_reads(self, main):
