@@ -5,12 +5,11 @@ from tests.reliability.bad_steps import bad_steps
 from tests.reliability.campaign import Row
 from tests.reliability.damage import any_damage
 from tests.reliability.data_order import same_batches
-from tests.reliability.meshes import across_meshes
 from tests.reliability.failed_save import raised_by_the_next
 from tests.reliability.full_disk import full_disk
+from tests.reliability.hostile import harmless
 from tests.reliability.kill import killed
 from tests.reliability.meshes import across_meshes
-from tests.reliability.hostile import harmless
 from tests.reliability.mismatch import refused
 from tests.reliability.resume import resumed
 from tests.reliability.stalls import stalled
@@ -23,7 +22,6 @@ ROWS = (
     "every batch equal: any stop, any number of workers, of devices",
     same_batches,
   ),
-  Row(8, "a checkpoint of any mesh goes on on every other", across_meshes),
   Row(3, "killed amid a save, a run goes on from its newest whole checkpoint", killed),
   Row(
     4,
@@ -48,11 +46,13 @@ ROWS = (
     " latest",
     raised_by_the_next,
   ),
+  Row(8, "a checkpoint of any mesh goes on on every other", across_meshes),
   Row(
     9,
     "runs, arrays and weights of another dtype, shape, depth, vocabulary, number of"
     " heads or optimizer: refused, the first array named",
     refused,
+  ),
   Row(
     10,
     "nan, inf, a spike, a masked batch: named, not learned from, one too many stops it",
