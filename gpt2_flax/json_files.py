@@ -28,9 +28,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       raise InputError(f"{path} is too large: must have at most {MOST_BYTES} bytes")
     values = json.loads(content.decode("utf-8"))
     _check_depth(values)
-    if SURROGATE.search(
-      content
-    ):  # fails for half of a pair: JSON can say it, not UTF-8
+    if SURROGATE.search(content):  # fails for half of a pair, which UTF-8 cannot say
       json.dumps(values, ensure_ascii=False).encode("utf-8")
   except FileNotFoundError as error:
     raise InputError(f"{path} is missing") from error
