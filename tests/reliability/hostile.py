@@ -64,7 +64,7 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
   tried = life = 0
   while tried < count:
     life += 1
-    here, last = folder / str(life), "the start"
+    here, last, so_far = folder / str(life), "the start", {"refused": 0}
     here.mkdir(parents=True)
     process = subprocess.Popen(
       [
@@ -84,13 +84,14 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
         elif "failure" in said:
           report["failures"].append(f"{last}: {said['failure']}")
         else:
-          report["refused"] += said.pop("refused")
-          report |= {name: max(report[name], value) for name, value in said.items()}
+          so_far = said
     except TimeoutError as error:
       report["failures"].append(f"{last}: {error} (in {here})")
     finally:
       process.kill()
       process.wait()
+    report["refused"] += so_far.pop("refused")
+    report |= {name: max(report[name], value) for name, value in so_far.items()}
     if process.returncode not in (0, -9):
       log = (here.parent / f"{life}.log").read_text(errors="replace")
       report["failures"].append(f"{last}: the process died: {log[-500:]}")
@@ -110,12 +111,13 @@ def _lines(process: subprocess.Popen) -> Iterator[dict]:
       if not (block := os.read(process.stdout.fileno(), 1 << 16)):
         return
       *lines, rest = (rest + block).split(b"\n")
-      yield from map(json.loads, lines)
-      if lines:
-        since, used = time.monotonic(), _processor_seconds(process)
+      yield from (said := [json.loads(line) for line in lines])
+      if said:  # what it makes, it may take its time for; not what it tries
+        since = time.monotonic()
+        used = _processor_seconds(process) if "trying" in said[-1] else None
     elif used is not None and _processor_seconds(process) - used > HUNG:
       raise TimeoutError(f"more than {HUNG:.0f} s")
-    elif time.monotonic() - since > STUCK * (1 if used else 5):
+    elif time.monotonic() - since > STUCK * (5 if used is None else 1):
       raise TimeoutError("stuck")
 
 

@@ -2,9 +2,10 @@
 
 python -m tests.reliability.hostile_worker FOLDER SEED COUNT
 
-To stdout goes a line of JSON before each ({"trying": kind}), one for each that was not
-refused as it should be ({"failure": ...}), and one at the end. An audit hook sees all
-that Python is asked to do meanwhile, and a limit on memory is set.
+To stdout goes a line of JSON before each is made ({"refused": how many were, ...}) and
+one before it is tried ({"trying": kind}), and one for each that was not refused as it
+should be ({"failure": ...}). An audit hook sees all that Python is asked to do
+meanwhile, and a limit on memory is set.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from tests.reliability.hostile_targets import pickles, targets
 
 MOST_MEMORY = 4 << 30  # of address space, beyond what there was before
 LONGEST_LINE = 2100
+MOST_KEPT = 1 << 17  # bytes of an input that others are made from
 TRACED = 16  # one in so many is run under the tracer, to see which lines it reaches
 
 # What no file may make Python do. Reading files is all that loading does.
@@ -138,7 +140,13 @@ def main(folder: pathlib.Path, seed: str, count: int) -> None:
   errors, lines, refused, longest = set(), set(), 0, 0.0
   valid = {kind: list(target.corpus) for kind, (_, target) in all_targets.items()}
   kinds, shares = list(all_targets), [share for share, _ in all_targets.values()]
+
+  def say_so_far() -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    say(refused=refused, errors=len(errors), longest=longest, megabytes=peak // 1024)
+
   for number in range(count):
+    say_so_far()
     [kind] = random.choices(kinds, shares)
     target = all_targets[kind][1]
     chance = random.random()
@@ -147,8 +155,11 @@ def main(folder: pathlib.Path, seed: str, count: int) -> None:
     elif chance < 0.0201:
       content = mutations.large_json(json_files.MOST_BYTES, random)
     else:
-      known = valid[kind] if chance < 0.5 else target.corpus
-      content = target.mutate(random.choice(known), random)
+      known = random.choice(valid[kind] if chance < 0.5 else target.corpus)
+      try:
+        content = target.mutate(known, random)
+      except RecursionError:  # what was known is too deep to be taken apart
+        content = mutations.of_bytes(known, random)
     target.write(content)
     say(trying=kind)
     began = time.process_time()
@@ -163,14 +174,13 @@ def main(folder: pathlib.Path, seed: str, count: int) -> None:
         now = reached(target.use)
         new = new or not now <= lines
         lines |= now
-    if new and len(content) < 1 << 20:
+    if new and len(content) < MOST_KEPT:
       target.corpus.append(content)  # it came to something new: to be changed further
   if (folder / "hacked").exists():
     say(failure="a pickle was run")
   if listing != sorted(path for path in folder.rglob("*")):
     say(failure="files came or went")
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-  say(refused=refused, errors=len(errors), longest=longest, megabytes=peak // 1024)
+  say_so_far()
 
 
 if __name__ == "__main__":

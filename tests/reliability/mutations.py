@@ -1,5 +1,6 @@
 """Damage with a purpose: bytes, JSON and safetensors that nobody should believe."""
 
+import itertools
 import json
 import random as random_module
 import struct
@@ -55,7 +56,7 @@ def of_json(values: Any, random: Random, more: tuple = ()) -> bytes:
   """A few places of some JSON values replaced, left out, renamed or said twice."""
   values, raw = json.loads(json.dumps([values])), {}
   for _ in range(random.choice((1, 1, 1, 2, 4))):
-    places = list(_places(values))
+    places = list(itertools.islice(_places(values), 2000))
     if not places:
       break
     holder, key = random.choice(places)
