@@ -11,6 +11,7 @@ import os
 import pathlib
 import random as random_module
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -66,16 +67,18 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
     life += 1
     here, last, so_far = folder / str(life), "the start", {"refused": 0}
     here.mkdir(parents=True)
-    process = subprocess.Popen(
-      [
-        *(sys.executable, "-m", "tests.reliability.hostile_worker"),
-        *(here, f"{seed} {life}", str(count - tried)),
-      ],
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=(here.parent / f"{life}.log").open("wb"),
-      env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-    )
+    log = here.parent / f"{life}.log"
+    with log.open("wb") as errors:
+      process = subprocess.Popen(
+        [
+          *(sys.executable, "-m", "tests.reliability.hostile_worker"),
+          *(here, f"{seed} {life}", str(count - tried)),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+      )
     try:
       for said in _lines(process):
         if "trying" in said:
@@ -89,12 +92,14 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
       report["failures"].append(f"{last}: {error} (in {here})")
     finally:
       process.kill()
-      process.wait()
+      process.communicate()
     report["refused"] += so_far.pop("refused")
     report |= {name: max(report[name], value) for name, value in so_far.items()}
-    if process.returncode not in (0, -9):
-      log = (here.parent / f"{life}.log").read_text(errors="replace")
-      report["failures"].append(f"{last}: the process died: {log[-500:]}")
+    if tried < count and process.returncode != -signal.SIGKILL:
+      said = log.read_text(errors="replace")[-500:]
+      report["failures"].append(
+        f"{last}: the process ended with {process.returncode}: {said}"
+      )
       if last == "the start":
         break
   return report
@@ -102,7 +107,7 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
 
 def _lines(process: subprocess.Popen) -> Iterator[dict]:
   """What a worker says, until it ends; it may not be silent for long."""
-  selector = selectors.DefaultSelector()
+  selector = selectors.PollSelector()  # has no file of its own to close
   selector.register(process.stdout, selectors.EVENT_READ)
   os.set_blocking(process.stdout.fileno(), False)
   rest, since, used = b"", time.monotonic(), None  # the start takes what it takes

@@ -1,5 +1,6 @@
 """Damage with a purpose: bytes, JSON and safetensors that nobody should believe."""
 
+import copy
 import itertools
 import json
 import random as random_module
@@ -62,9 +63,9 @@ def of_json(values: Any, random: Random, more: tuple = ()) -> bytes:
     holder, key = random.choice(places)
     match random.randrange(8):
       case 0 | 1 | 2:
-        holder[key] = random.choice(VALUES)
+        holder[key] = copy.deepcopy(random.choice(VALUES))
       case 3 if more:
-        holder[key] = random.choice(more)
+        holder[key] = copy.deepcopy(random.choice(more))
       case 4:
         del holder[key]
       case 5:
