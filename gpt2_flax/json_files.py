@@ -22,10 +22,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     if path.exists() and not path.is_file():
       raise InputError(f"{path} cannot be read: it is not a file")
-    with path.open("rb") as file:
-      content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
+    if path.stat().st_size > MOST_BYTES:
       raise InputError(f"{path} is too large: must have at most {MOST_BYTES} bytes")
+    content = path.read_bytes()
     values = json.loads(content.decode("utf-8"))
     _check_depth(values)
     if SURROGATE.search(content):  # fails for half of a pair, which UTF-8 cannot say

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import pathlib
+import sys
+from typing import Any
 
 from absl import logging
 import jax
@@ -76,6 +78,15 @@ def _is_not_orbax(record: logging.logging.LogRecord) -> bool:
   return not record.pathname.startswith(str(pathlib.Path(ocp.__file__).parent))
 
 
+def _tell_unraisable(unraisable: Any) -> None:
+  """When a save fails, what else was being written finds its event loop closed.
+
+  tensorstore has that printed, array by array, before the one line that matters.
+  """
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
+
+
 class Checkpoints:
   """The checkpoints of one run, newest last.
 
@@ -91,6 +102,8 @@ class Checkpoints:
     self._folder, self._read_only = folder, read_only
     self._saving: int | None = None  # the step whose save may not be done yet
     logging.get_absl_logger().addFilter(_is_not_orbax)
+    if sys.unraisablehook is sys.__unraisablehook__:  # else somebody knows better
+      sys.unraisablehook = _tell_unraisable
     self._manager = ocp.CheckpointManager(
       folder.absolute(),
       options=ocp.CheckpointManagerOptions(

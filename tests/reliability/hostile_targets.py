@@ -116,7 +116,13 @@ class RunConfig(Json):
         max_grad_norm=1.0,
       ),
       "train": dict(
-        num_steps=1, batch_size=1, accumulation_steps=1, seed=0, log_every_steps=1
+        num_steps=1,
+        batch_size=1,
+        accumulation_steps=1,
+        seed=0,
+        log_every_steps=1,
+        max_skipped_steps=0,
+        max_loss_jump=0.0,
       ),
       "eval": dict(every_steps=1, num_windows=1, sample_tokens=0),
       "checkpoint": dict(every_steps=1, keep=2),
