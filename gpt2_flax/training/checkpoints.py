@@ -6,6 +6,7 @@ import hashlib
 import pathlib
 import sys
 from typing import Any
+import warnings
 
 from absl import logging
 import jax
@@ -73,16 +74,31 @@ def _leaves(state: TrainState) -> dict[str, str]:
   }
 
 
+def _say_it_once() -> None:
+  """Of a save that fails only what is raised is said, not what others say of it too.
+
+  orbax logs what it then raises, with its stack. And what else was being written, array
+  by array, fails as well or is not begun: Python says so of each, or tensorstore if the
+  event loop is closed by then.
+  """
+  never = "coroutine 'async_serialize_from_host.* was never awaited"
+  warnings.filterwarnings("ignore", never, RuntimeWarning)
+  logging.get_absl_logger().addFilter(_is_not_orbax)
+  logging.logging.getLogger("asyncio").addFilter(_is_no_write)
+  if sys.unraisablehook is sys.__unraisablehook__:  # else somebody knows better
+    sys.unraisablehook = _tell_unraisable
+
+
 def _is_not_orbax(record: logging.logging.LogRecord) -> bool:
-  """orbax logs what it then raises, with its stack, and what takes it long."""
   return not record.pathname.startswith(str(pathlib.Path(ocp.__file__).parent))
 
 
-def _tell_unraisable(unraisable: Any) -> None:
-  """When a save fails, what else was being written finds its event loop closed.
+def _is_no_write(record: logging.logging.LogRecord) -> bool:
+  message = record.getMessage()
+  return "never retrieved" not in message or "Error writing" not in message
 
-  tensorstore has that printed, array by array, before the one line that matters.
-  """
+
+def _tell_unraisable(unraisable: Any) -> None:
   if str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
 
@@ -101,9 +117,7 @@ class Checkpoints:
     policies = ocp.checkpoint_managers
     self._folder, self._read_only = folder, read_only
     self._saving: int | None = None  # the step whose save may not be done yet
-    logging.get_absl_logger().addFilter(_is_not_orbax)
-    if sys.unraisablehook is sys.__unraisablehook__:  # else somebody knows better
-      sys.unraisablehook = _tell_unraisable
+    _say_it_once()
     self._manager = ocp.CheckpointManager(
       folder.absolute(),
       options=ocp.CheckpointManagerOptions(
