@@ -40,6 +40,7 @@ PHASES = {
   "evaluating": ("gpt2_flax.training.evaluation:Evaluator.losses", 2, 0.01),
   "saving": ("gpt2_flax.training.checkpoints:Checkpoints.save", 2, 0.02),
 }
+QUICK = [["building the text cache", "stepping"], ["compiling", "saving"]]
 # train.py, which leaves a line in a file named as each of these functions whenever it
 # enters it. Compiling takes as long as for a large model, and is as deaf to Python.
 ANNOUNCING = """
@@ -86,8 +87,8 @@ def asked_to_stop(folder: pathlib.Path, chance: random.Random, full: bool) -> Ta
   ]
   with ThreadPoolExecutor() as pool:
     going = [
-      pool.submit(run.go, list(PHASES) * 4 if full else list(PHASES)[i::2])
-      for i, run in enumerate(runs)
+      pool.submit(run.go, [*PHASES] * 4 if full else phases)
+      for run, phases in zip(runs, QUICK, strict=True)
     ]
     ends = {end.result() for end in going}
   tally = Tally()

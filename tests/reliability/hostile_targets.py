@@ -293,6 +293,8 @@ class CheckpointFile(Target):
   def __init__(self, folder: pathlib.Path):
     self.state = TrainState(
       step=jnp.int32(1),
+      skipped=jnp.int32(0),
+      loss_mean=jnp.float32(0),
       params={"params": {"kernel": jnp.arange(12.0).reshape(3, 4)}},
       opt_state=optax.adam(0.1).init({"kernel": jnp.zeros((3, 4))}),
       rng=jax.random.key(7),

@@ -27,7 +27,7 @@ STEPS_A_TRY = 4
 
 def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   """Row 3: some runs, each killed many times in a row; two side by side."""
-  num_runs, num_tries = (10, 20) if full else (1, 3)
+  num_runs, num_tries = (10, 20) if full else (1, 2)
   flags = (
     *TINY,
     "--config.checkpoint.every_steps=1",
@@ -51,7 +51,7 @@ def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
 
 
 def _start(workdir: pathlib.Path, flags: tuple[str, ...]) -> subprocess.Popen:
-  return start(*flags, f"--workdir={workdir}", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+  return start(*flags, f"--workdir={workdir}")
 
 
 def _uninterrupted(workdir: pathlib.Path, flags: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ def resumed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   reference = folder / "reference"
   train_to_the_end(reference)
   for run in range(32 if full else 1):
-    times = 2 - run % 2
+    times = 1 + run % 2
     with tally.attempt(f"run {run}, stopped {times} time(s)"):
       workdir = folder / f"run{run}"
       for _ in range(times):

@@ -50,14 +50,14 @@ Moment = Callable[[pathlib.Path], bool]  # of the workdir: has it come?
 
 
 def start(*flags: str, **environment: str) -> subprocess.Popen:
-  """Begins `python train.py FLAGS`."""
+  """Begins `python train.py FLAGS`, compiled for soon and not for speed."""
   return subprocess.Popen(
     [sys.executable, str(ROOT / "train.py"), *flags],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     cwd=ROOT,
-    env=os.environ | environment,
+    env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment,
   )
 
 

@@ -37,8 +37,8 @@ ENVIRONMENT = {
   "NPROC": "4",  # with as few threads as devices, XLA's may all wait
   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
 }
-QUICK = ((0, signal.SIGSTOP), (1, signal.SIGSTOP))
-FULL = 5 * (*QUICK, (0, signal.SIGKILL), (1, signal.SIGKILL))
+QUICK = ((0, signal.SIGSTOP),)
+FULL = [(i, kind) for i in (0, 1) for kind in (signal.SIGSTOP, signal.SIGKILL)] * 5
 
 
 def stalled(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
