@@ -16,3 +16,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 _COMPILED = pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "gpt2_flax" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_collection_modifyitems(items):
+  """The longest first: at the end no worker shall wait for another."""
+  items.sort(key=lambda item: item.path.stem not in ("test_sharding", "test_processes"))

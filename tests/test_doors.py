@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def call(door: str, *flags: str, stdin: str | None = None):
     text=True,
     input=stdin,
     cwd=ROOT,
+    env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # compiles faster
     timeout=120,
     check=False,
   )
