@@ -5,6 +5,7 @@ python -m tests.reliability --full --rows=3,5  some of them
 python -m tests.reliability                    a few tries of each
 """
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -26,7 +27,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Where all chance comes from.")
 def main(argv: list[str]) -> None:
   """Row by row, as each is done; exit code 1 where a claim did not hold."""
   del argv
-  logging.set_verbosity(logging.ERROR)  # what is damaged on purpose gives warnings
+  logging.set_verbosity(logging.WARNING)
   wanted = _ROWS.value or [str(row.number) for row in ROWS]
   if unknown := sorted(set(wanted) - {str(row.number) for row in ROWS}):
     sys.exit(f"error: --rows={','.join(unknown)}: must be of 1 to {ROWS[-1].number}")
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
       chance = random.Random(f"{_SEED.value} {row.number}")
       try:
-        tally = row.run(pathlib.Path(folder), chance, _FULL.value)
+        with contextlib.redirect_stdout(sys.stderr):  # what is printed on the way
+          tally = row.run(pathlib.Path(folder), chance, _FULL.value)
       except unittest.SkipTest as reason:
         print(f"| {row.number} | {row.claim} | not tried | {reason} | |", flush=True)
         continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import errno
+import functools
 import pathlib
 import random
 import resource
@@ -12,7 +13,7 @@ from gpt2_flax.errors import RunError
 from gpt2_flax.training import checkpoints
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.mesh import one_device_mesh
-from gpt2_flax.training.step import abstract_state, init_state
+from gpt2_flax.training.step import abstract_state, init_state, TrainState
 from tests.reliability.campaign import Tally
 from tests.reliability.damage import KEEP, MODEL, OPTIMIZER
 from tests.reliability.runs import (
@@ -83,10 +84,14 @@ def _assert_raised(
     assert checkpoints._damage(folder / "2"), "what is not whole counts"
 
 
-def _save(saver: Checkpoints, step: int) -> None:
+@functools.cache
+def _state() -> TrainState:
   abstract = abstract_state(MODEL, OPTIMIZER, one_device_mesh())
-  state = init_state(MODEL, OPTIMIZER, 0, abstract)
-  saver.save(state.replace(step=state.step + step), {}, {})
+  return init_state(MODEL, OPTIMIZER, 0, abstract)
+
+
+def _save(saver: Checkpoints, step: int) -> None:
+  saver.save(_state().replace(step=_state().step + step), {}, {})
 
 
 def _next_save(saver: Checkpoints) -> None:
