@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax import generation, GPT2, GPT2Config, InputError, interpret, pretrained
+from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
 from gpt2_flax.interpret import ablate_heads, patch, select, steer
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 L, H, D, K = 2, 2, 8, 4
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 5))
-GREEDY = generation.Sampling(temperature=0)
 VECTOR = np.random.default_rng(2).normal(size=D).astype("f4")
 
 
@@ -314,63 +313,6 @@ class DataTest(chex.TestCase):
     self.assertIn("edits", edited_params)
     chex.assert_trees_all_equal((params, heads, value), before)
     self.assertLen(edits, 1)
-
-
-class EditedModelTest(chex.TestCase):
-  PROMPTS = ((1, 2, 3), (4, 5, 6, 7, 8))
-
-  def generate(self, model, params):
-    return generation.generate(
-      model, params, self.PROMPTS, num_tokens=8, sampling=GREEDY
-    )
-
-  def test_is_called_as_a_model_is(self):
-    model, params = model_and_params()
-    edits = [ablate_heads([[1, 0], [0, 1]])]
-    edited_model, edited_params = interpret.edited(model, params, edits)
-    logits = edited_model.apply(edited_params, TOKENS)
-    chex.assert_trees_all_equal(logits, logits_with(*edits))
-    hidden = edited_model.apply(edited_params, TOKENS, method="hidden")
-    again = edited_model.apply(edited_params, hidden, method="unembed")
-    chex.assert_trees_all_equal(again, logits)
-    self.assertEqual(edited_model.config, model.config)
-
-  def test_editing_twice_is_editing_with_both(self):
-    first, second = ablate_heads([[1, 0], [0, 0]]), steer(VECTOR, [0, 1])
-    twice = interpret.edited(*interpret.edited(*model_and_params(), [first]), [second])
-    logits, _ = interpret.trace(*twice, TOKENS, [], taps=())
-    chex.assert_trees_all_equal(logits, logits_with(first, second))
-
-  def test_generation(self):
-    model, params = model_and_params()
-    plain = self.generate(model, params)
-    scales = np.array([[0, 1], [1, 0]])
-    changed = copy.deepcopy(params)
-    scale_output(scales)(changed["params"])
-    changed["params"]["blocks_1"]["attention"]["output"]["bias"] += VECTOR
-    expected = self.generate(model, changed)
-    edits = [
-      interpret.scale_heads(scales),
-      steer(VECTOR, [False, True], "residual_between"),
-    ]
-    self.assertEqual(self.generate(*interpret.edited(model, params, edits)), expected)
-    self.assertNotEqual(plain, expected)
-    # Neither jit's cache of the edited nor of the plain model knows the other.
-    self.assertEqual(self.generate(model, params), plain)
-    compiled = generation.decode._cache_size()
-    edits = [
-      interpret.scale_heads(np.ones((L, H), int)),
-      steer(0 * VECTOR, [False, True], "residual_between"),
-    ]
-    self.assertEqual(self.generate(*interpret.edited(model, params, edits)), plain)
-    self.assertEqual(generation.decode._cache_size(), compiled)
-
-  def test_a_pattern_does_not_fit_generation(self):
-    edit = interpret.replace_pattern(np.eye(8), [[1, 0], [0, 0]])
-    with self.assertRaisesRegex(
-      InputError, "edit of 'weights': axis S is 8: must be 1 or 16 in this call.*slots"
-    ):
-      self.generate(*interpret.edited(*model_and_params(), [edit]))
 
 
 class RefusalsTest(chex.TestCase):

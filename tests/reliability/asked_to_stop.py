@@ -15,10 +15,10 @@ import jax
 from gpt2_flax.cache import cache_folder
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import (
-  checkpoint_steps,
   complaints,
   digest,
   finish,
+  newest_step,
   ROOT,
   TINY,
   train,
@@ -152,7 +152,7 @@ class _Run:
     functions = {function, STEP} if ".training." in function else {function}
     entered.mkdir(parents=True)
     arguments = ",".join((str(entered), phase, *functions))
-    before = _newest(self._workdir)
+    before = newest_step(self._workdir)
     process = subprocess.Popen(
       [sys.executable, "-c", ANNOUNCING, arguments, *self._flags],
       stdout=subprocess.PIPE,
@@ -176,7 +176,7 @@ class _Run:
     assert ended.returncode in codes, f"it ended with {ended.returncode}"
     assert complaints(ended) == [], ended.stderr
     begun = before + _num_lines(entered / "put_batch")
-    newest = _newest(self._workdir)
+    newest = newest_step(self._workdir)
     assert newest >= begun - 1, f"in step {begun}, of which {newest} are saved"
     half_done = [*self._cache.rglob("*.tmp"), *self._workdir.glob("checkpoints/*tmp*")]
     assert not half_done, f"it has left {half_done}"
@@ -184,10 +184,3 @@ class _Run:
 
 def _num_lines(path: pathlib.Path) -> int:
   return path.read_text().count("\n") if path.exists() else 0
-
-
-def _newest(workdir: pathlib.Path) -> int:
-  """The step of the newest whole checkpoint, or 0."""
-  if not (workdir / "checkpoints").exists():
-    return 0
-  return max(checkpoint_steps(workdir), default=0)

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import tokenizers as library
 
+from configs import toy
 from gpt2_flax import generation, json_files, pretrained, tokenizers
 from gpt2_flax.errors import InputError
 from gpt2_flax.training import checkpoints
@@ -101,34 +102,7 @@ class RunConfig(Json):
   def __init__(self, folder: pathlib.Path):
     folder.mkdir()
     self.path = folder / "config.json"
-    sections = {
-      "init_from": "",
-      "profile": "",
-      "data": {"name": "grammar"},
-      "model": {"vocab_size": 70, "context_length": 16, "num_layers": 1},
-      "optimizer": dict(
-        name="adamw",
-        learning_rate=0.1,
-        warmup_steps=1,
-        weight_decay=0.0,
-        beta1=0.9,
-        beta2=0.9,
-        max_grad_norm=1.0,
-      ),
-      "train": dict(
-        num_steps=1,
-        batch_size=1,
-        accumulation_steps=1,
-        seed=0,
-        log_every_steps=1,
-        max_skipped_steps=0,
-        max_loss_jump=0.0,
-      ),
-      "eval": dict(every_steps=1, num_windows=1, sample_tokens=0),
-      "checkpoint": dict(every_steps=1, keep=2),
-      "mesh": dict(data=1, fsdp=1, tensor=1),
-    }
-    whole = config_module.from_dict(sections).to_dict()
+    whole = config_module.parse(toy.get_config())[0].to_dict()
     text = {**whole, "data": {"name": "text", "path": "a.txt"}}
     self.corpus = [json.dumps(values).encode() for values in (whole, text)]
 

@@ -11,11 +11,11 @@ import time
 
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import (
-  checkpoint_steps,
   complaints,
   digest,
   finish,
   Moment,
+  newest_step,
   start,
   TINY,
   wait_for,
@@ -61,13 +61,6 @@ def _uninterrupted(workdir: pathlib.Path, flags: tuple[str, ...]) -> str:
   return digest(workdir)
 
 
-def _newest(workdir: pathlib.Path) -> int:
-  """The step of the newest whole checkpoint, or 0."""
-  if not (workdir / "checkpoints").exists():
-    return 0
-  return max(checkpoint_steps(workdir), default=0)
-
-
 def _unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
   """Saves that are under way, or were."""
   return list((workdir / "checkpoints").glob("*tmp*"))
@@ -83,7 +76,7 @@ def _amid_save(after: int, num_entries: int) -> Moment:
     being_written = [
       path for path in _unfinished(workdir) if int(path.name.split(".")[0]) > after
     ]
-    return _newest(workdir) > after + 1 or any(
+    return newest_step(workdir) > after + 1 or any(
       sum(len(folders) + len(files) for _, folders, files in os.walk(path))
       >= num_entries
       for path in being_written
@@ -117,7 +110,7 @@ class _KilledRun:
           time.sleep(self._chance.uniform(0, 3))
           self._kill(process)
         process = _start(self._workdir, self._flags)
-        newest, said = _newest(self._workdir), process.stdout.readline()
+        newest, said = newest_step(self._workdir), process.stdout.readline()
         try:
           begins = f"goes on from step {newest} " if newest else "starts at step 0 "
           assert begins in said, f"{newest} is the newest whole one, and it says {said}"
@@ -130,7 +123,7 @@ class _KilledRun:
       assert digest(self._workdir) == expected(), "it ends in another state"
 
   def _kill_amid_a_save(self, process: subprocess.Popen) -> None:
-    after = _newest(self._workdir) + self._chance.randint(0, 1)
+    after = newest_step(self._workdir) + self._chance.randint(0, 1)
     moment = _amid_save(after, self._chance.randint(0, ENTRIES))
     wait_for(moment, self._workdir, process)
     self._kill(process)

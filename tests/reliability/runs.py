@@ -157,6 +157,13 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
   return sorted(int(name) for name in names if name.isdecimal())
 
 
+def newest_step(workdir: pathlib.Path) -> int:
+  """The step of the newest whole checkpoint, or 0."""
+  if not (workdir / "checkpoints").exists():
+    return 0
+  return max(checkpoint_steps(workdir), default=0)
+
+
 def digest(workdir: pathlib.Path) -> str:
   """SHA-256 of the newest checkpoint's content.
 
