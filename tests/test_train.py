@@ -26,7 +26,8 @@ class TrainTest(chex.TestCase):
 
 class MainJobTest(TrainTest):
   def test_leaves_all_that_it_promises_and_runs_only_once(self):
-    done = train_to_the_end(self.workdir)
+    sampled = "--config.eval.sample_tokens=4"
+    done = train_to_the_end(self.workdir, sampled)
     for word in ("done: 100 steps", "floor", "gap", "step 100", "writes:"):
       self.assertIn(word, done.stdout)
     names = {path.name for path in self.workdir.iterdir()}
@@ -44,11 +45,12 @@ class MainJobTest(TrainTest):
     self.assertEqual(checkpoint_steps(self.workdir), [90, 100])
 
     before = (self.workdir / "metrics.jsonl").read_text()
-    again = train_to_the_end(self.workdir)
+    again = train_to_the_end(self.workdir, sampled)
     self.assertIn("goes on from step 100 of 100", again.stdout)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
 
-    other = train(*TINY, f"--workdir={self.workdir}", "--config.model.num_heads=4")
+    heads = "--config.model.num_heads=4"
+    other = train(*TINY, sampled, heads, f"--workdir={self.workdir}")
     self.assertEqual(other.returncode, 2)
     self.assertIn("config.model.num_heads was 2, is now 4", other.stderr)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)

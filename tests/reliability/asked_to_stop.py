@@ -79,7 +79,6 @@ def asked_to_stop(folder: pathlib.Path, chance: random.Random, full: bool) -> Ta
     f"--config.data.path={text}",
     f"--config.train.num_steps={400 if full else 100}",
     "--config.eval.every_steps=5",
-    "--config.eval.sample_tokens=0",
     "--config.checkpoint.every_steps=7",
   )
   runs = [

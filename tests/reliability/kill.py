@@ -31,7 +31,6 @@ def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   flags = (
     *TINY,
     "--config.checkpoint.every_steps=1",
-    "--config.eval.sample_tokens=0",
     f"--config.train.num_steps={STEPS_A_TRY * num_tries}",
   )
   with ThreadPoolExecutor(2) as pool:

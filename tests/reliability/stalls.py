@@ -30,7 +30,7 @@ step.summed_loss = slow
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
-LIGHT = ("--config.train.log_every_steps=1", "--config.eval.sample_tokens=0")
+EVERY_STEP = "--config.train.log_every_steps=1"
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
   "XLA_FLAGS": "",
@@ -70,7 +70,7 @@ def _stall(
     subprocess.Popen(
       [
         *(sys.executable, "-c", IMPATIENT, str(COMPILE_SECONDS if i == which else 0)),
-        *(*runs.TINY, *LIGHT, f"--workdir={workdir}"),
+        *(*runs.TINY, EVERY_STEP, f"--workdir={workdir}"),
         *(coordinator, "--num_processes=2", f"--process_id={i}"),
       ],
       stdout=subprocess.PIPE,
