@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import pty
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 TEXT = "".join(f"{i}. Der Bär isst Brot, {i * i} Mal.\n" for i in range(120))
 
 
-def call(door: str, *flags: str, stdin: str | None = None):
+def call(
+  door: str, *flags: str, stdin: str | None = None, stdout: int = subprocess.PIPE
+):
   return subprocess.run(
     [sys.executable, str(ROOT / door), *flags],
-    capture_output=True,
+    stdout=stdout,
+    stderr=subprocess.PIPE,
     text=True,
     input=stdin,
     cwd=ROOT,
@@ -75,13 +79,24 @@ class DoorsTest(chex.TestCase):
       "--prompt_file=-",
       "--num_samples=3",
       "--num_tokens=5",
-      stdin="Brot,",
+      stdin="Brot\x1b,",
     )
     self.assertEqual(made.returncode, 0, made.stderr)
     texts = made.stdout.split("\n---\n")
     self.assertLen(texts, 3)
     for text in texts:
-      self.assertStartsWith(text, "Brot,")
+      self.assertStartsWith(text, "Brot\x1b,")
+
+  def test_a_terminal_is_shown_control_characters_as_escapes(self):
+    ours, its_own = pty.openpty()
+    self.addCleanup(os.close, ours)
+    flags = ("--prompt=Brot\x1b[2J", "--num_tokens=1", "--temperature=0")
+    made = call("sample.py", self.run_flag, *flags, stdout=its_own)
+    os.close(its_own)
+    self.assertEqual(made.returncode, 0, made.stderr)
+    shown = os.read(ours, 1000).decode()
+    self.assertStartsWith(shown, r"Brot\x1b[2J")
+    self.assertNotIn("\x1b", shown)
 
   def test_loss_is_that_of_each_token_in_its_window(self):
     text = TEXT[:300]

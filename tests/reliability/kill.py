@@ -27,7 +27,7 @@ STEPS_A_TRY = 4
 
 def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   """Row 3: some runs, each killed many times in a row; two side by side."""
-  num_runs, num_tries = (10, 20) if full else (1, 2)
+  num_runs, num_tries = (10, 20) if full else (1, 1)
   flags = (
     *TINY,
     "--config.checkpoint.every_steps=1",

@@ -51,7 +51,7 @@ def refused(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   changes = [dict([change]) for change in CHANGES]
   if full:  # two at once as well
     changes += [a | b for a in changes for b in changes if [*a] < [*b]]
-  for change in changes if full else chance.sample(changes, 4):
+  for change in changes if full else chance.sample(changes, 2):
     with tally.attempt(f"a run with {change}"):
       _assert_run_refused(workdir, change)
   _write_config(workdir, _config())
