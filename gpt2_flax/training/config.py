@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from gpt2_flax import datasets, hub_folder, tokenizers
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.json_files import read_json
 from gpt2_flax.transformer import GPT2Config
 
 OPTIMIZERS = ("adamw", "muon", "lion")
@@ -294,7 +295,7 @@ def source_model(folder: pathlib.Path) -> GPT2Config:
   path = folder / hub_folder.CONFIG
   if not is_run(folder):
     return hub_folder.read_config(path)
-  return from_dict(hub_folder.read_json(path)).model.plain
+  return from_dict(read_json(path)).model.plain
 
 
 FREE_OF_WEIGHTS = ("attention", "dropout_rate", "dtype", "scan_layers", "remat")

@@ -18,6 +18,7 @@ from gpt2_flax import hub_folder, pretrained, tokenizers
 from gpt2_flax.atomic_files import write_text
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.errors import cannot_write, InputError
+from gpt2_flax.json_files import read_json
 from gpt2_flax.tokenizers import Tokenizer
 from gpt2_flax.training import processes
 from gpt2_flax.training.checkpoints import Checkpoints
@@ -120,7 +121,7 @@ def _open_workdir(
   path = workdir / "config.json"
   if path.exists():
     try:
-      before = from_dict(hub_folder.read_json(path))
+      before = from_dict(read_json(path))
     except InputError as error:
       raise InputError(f"{path} is not a run's config: {error}") from error
     if changed := differences(before, config):
@@ -143,7 +144,7 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
   """
   if not (workdir / "config.json").exists():
     raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
-  config = from_dict(hub_folder.read_json(workdir / "config.json"))
+  config = from_dict(read_json(workdir / "config.json"))
   tokenizer = tokenizers.load(workdir / "tokenizer.json")
   model = GPT2(config.model.plain)
   schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
@@ -159,7 +160,7 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
 
 def load_dataset(workdir: pathlib.Path) -> Dataset | None:
   """What a run was trained on; None where its file is not there as it was."""
-  config = from_dict(hub_folder.read_json(workdir / "config.json"))
+  config = from_dict(read_json(workdir / "config.json"))
   try:
     dataset = config.data.make(config.model.context_length)
   except InputError:
