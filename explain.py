@@ -6,6 +6,7 @@
 Open the file in a browser: it needs no server and no network.
 """
 
+import os
 import pathlib
 
 from absl import flags
@@ -29,7 +30,7 @@ def main() -> int:
 
   workdir = flags.FLAGS.workdir
   output = pathlib.Path(_OUTPUT.value or pathlib.Path(workdir or ".") / "explain.html")
-  if _OUTPUT.value and not output.parent.is_dir():
+  if _OUTPUT.value and not os.path.isdir(output.parent):
     raise InputError(f"--output={output}: there is no folder {output.parent}")
   model, params, tokenizer = command_line.load_model()
   dataset = load_dataset(pathlib.Path(workdir)) if workdir else None

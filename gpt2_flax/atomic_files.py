@@ -71,7 +71,7 @@ def _remove_abandoned(folder: pathlib.Path) -> None:
 
 
 def _remove(path: pathlib.Path) -> None:
-  if path.is_dir():
+  if os.path.isdir(path):  # pathlib raises where a name is too long
     shutil.rmtree(path, ignore_errors=True)
   else:
     with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -176,7 +177,7 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
 def _open_file(
   path: pathlib.Path, stack: contextlib.ExitStack
 ) -> dict[str, StoredTensor]:
-  if not path.is_file():
+  if not os.path.isfile(path):  # nor could be: pathlib raises for a long name
     raise InputError(f"{path} is missing")
   try:
     file = stack.enter_context(safe_open(path, framework="numpy"))

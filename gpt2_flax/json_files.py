@@ -9,6 +9,7 @@ from gpt2_flax.errors import InputError
 
 MOST_BYTES = 16 << 20  # a tokenizer of 100,000 tokens has half of it
 MOST_DEPTH = 64
+MOST_PARTS = 1 << 20  # objects and lists, each of which costs as much as a long text
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -16,8 +17,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file.
 
   Raises:
-    InputError: there is no such file, it is too large, nested too deep, not UTF-8, not
-      JSON, not an object, or has text that cannot be written as UTF-8.
+    InputError: there is no such file, it is too large, has too many parts, is nested
+      too deep, not UTF-8, not JSON, not an object, or has text that cannot be written
+      as UTF-8.
   """
   try:
     if path.exists() and not path.is_file():
@@ -25,6 +27,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if path.stat().st_size > MOST_BYTES:
       raise InputError(f"{path} is too large: must have at most {MOST_BYTES} bytes")
     content = path.read_bytes()
+    if content.count(b"[") + content.count(b"{") > MOST_PARTS:
+      raise InputError(f"{path}: must have at most {MOST_PARTS} lists and objects")
     values = json.loads(content.decode("utf-8"))
     _check_depth(values)
     if SURROGATE.search(content):  # fails for half of a pair, which UTF-8 cannot say

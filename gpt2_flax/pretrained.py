@@ -134,7 +134,7 @@ def save(
   """
   _check_expressible(model.config)
   folder = pathlib.Path(folder).resolve()
-  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+  if os.path.exists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
     raise InputError(f"{folder} is not empty: choose a new folder")
   params = nn.meta.unbox(params)
   _check_params(params, model)

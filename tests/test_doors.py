@@ -20,6 +20,8 @@ from gpt2_flax.training.workdir import load_run
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = "".join(f"{i}. Der Bär isst Brot, {i * i} Mal.\n" for i in range(120))
 
+LONG = "x" * 300  # no name of a file can be
+
 
 def call(
   door: str, *flags: str, stdin: str | None = None, stdout: int = subprocess.PIPE
@@ -178,6 +180,9 @@ class DoorsTest(chex.TestCase):
   @parameterized.parameters(
     ("sample.py", [], "give one of --workdir (a run) and --pretrained (weights)"),
     ("sample.py", ["--workdir=nope"], "--workdir=nope holds no run"),
+    ("sample.py", [f"--workdir={LONG}"], f"{LONG} holds no run"),
+    ("export.py", ["RUN", f"--output={LONG}"], f"{LONG} cannot be written"),
+    ("explain.py", ["RUN", f"--output={LONG}/x"], f"there is no folder {LONG}"),
     ("sample.py", ["--workdir=a", "--pretrained=b"], "give one of --workdir"),
     ("sample.py", ["RUN", "--top_p=0"], "top_p is 0.0: must be above 0"),
     ("sample.py", ["RUN", "--prompt_file=no.txt"], "--prompt_file=no.txt"),

@@ -258,6 +258,13 @@ class HubFolderTest(chex.TestCase):
     with self.assert_refused(path, says), contextlib.ExitStack() as stack:
       hub_folder.open_weights(path.parent, stack)
 
+  def test_shard_whose_name_no_file_can_have(self):
+    path, shard = self.copy("sharded") / INDEX, "a" * 300 + ".safetensors"
+    change_json(path, weight_map={WTE: shard})
+    says = self.assert_refused(path.with_name(shard), "is missing")
+    with says, contextlib.ExitStack() as stack:
+      hub_folder.open_weights(path.parent, stack)
+
   def test_index_without_a_map(self):
     path = self.copy("sharded") / INDEX
     change_json(path, weight_map=[])

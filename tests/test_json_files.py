@@ -46,6 +46,13 @@ class ReadJsonTest(chex.TestCase):
     with mock.patch.object(json_files, "MOST_BYTES", 8):
       self.assertEqual(json_files.read_json(self.path), {"a": 1})
 
+  def test_too_many_parts(self):
+    self.path.write_text('{"a": [[], {}]}')
+    with mock.patch.object(json_files, "MOST_PARTS", 3):
+      self.assert_refused("must have at most 3 lists and objects")
+    with mock.patch.object(json_files, "MOST_PARTS", 4):
+      self.assertEqual(json_files.read_json(self.path), {"a": [[], {}]})
+
   def test_no_file(self):
     self.assert_refused("is missing")
     os.mkfifo(self.path)  # opened, it would wait for who writes to it

@@ -5,6 +5,7 @@ Nobody knows the process that writes people's text, so there is no floor here.
 
 import dataclasses
 import glob
+import os
 import pathlib
 import re
 import sys
@@ -62,9 +63,9 @@ def find_files(path: str, sha256: str = "") -> list[pathlib.Path]:
     return [_download(path, sha256)]
   if not path:
     raise InputError("data.path is empty: must name a UTF-8 file, a folder or a glob")
-  if pathlib.Path(path).is_file():  # even if its name looks like a pattern
+  if os.path.isfile(path):  # even if its name looks like a pattern
     return [pathlib.Path(path)]
-  pattern = f"{path}/**/*.txt" if pathlib.Path(path).is_dir() else path
+  pattern = f"{path}/**/*.txt" if os.path.isdir(path) else path
   names = sorted(glob.glob(pattern, recursive=True))
   files = [pathlib.Path(name) for name in names if pathlib.Path(name).is_file()]
   if not files:

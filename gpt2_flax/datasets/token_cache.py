@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -61,8 +62,8 @@ def _read_tokenizer(name: str) -> Tokenizer | None:
   if name in ("char", "byte", "bpe"):
     return None
   path = pathlib.Path(name)
-  path = path / "tokenizer.json" if path.is_dir() else path
-  if not path.is_file():
+  path = path / "tokenizer.json" if os.path.isdir(path) else path
+  if not os.path.isfile(path):
     allowed = ("char", "byte", "bpe", "a tokenizer.json or its folder")
     raise unknown_name("data.tokenizer", name, allowed)
   return tokenizers.load(path)

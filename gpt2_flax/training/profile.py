@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from gpt2_flax.errors import cannot_write
+
 FIRST, LAST = 10, 15  # counted from where the run begins: compiling is over by then
 
 
@@ -15,6 +17,11 @@ class Profile:
     traces = folder and jax.process_index() == 0  # one of several processes will do
     self._folder = pathlib.Path(folder) if traces else None
     self._start_step, self._tracing = start_step, False
+    if self._folder:
+      try:
+        self._folder.mkdir(parents=True, exist_ok=True)
+      except OSError as error:
+        raise cannot_write(f"config.profile={folder}", error) from error
 
   def __enter__(self) -> "Profile":
     return self

@@ -142,7 +142,7 @@ def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
     InputError: there is no such run, or no checkpoint yet.
     RunError: all checkpoints are damaged.
   """
-  if not (workdir / "config.json").exists():
+  if not os.path.exists(workdir / "config.json"):
     raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
   config = from_dict(read_json(workdir / "config.json"))
   tokenizer = tokenizers.load(workdir / "tokenizer.json")

@@ -187,6 +187,7 @@ class ErrorsTest(FolderTest):
     self.assert_refused(path, repr(path), "no such file")
     self.assert_refused(f"{self.folder}/*.md", "*.md", "no such file")
     self.assert_refused(str(self.folder), "no such file")  # a folder is not a file
+    self.assert_refused("x" * 300, "no such file")  # nor could be one
 
   def test_empty_file(self):
     self.write(TEXT)

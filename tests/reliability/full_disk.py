@@ -40,22 +40,26 @@ def full_disk(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
     with tally.attempt(f"a run on {size} KiB"), small_disk(folder, size) as disk:
       hit.add(_run(disk, reference))
   if full:
-    without_checkpoints = "--config.checkpoint.every_steps=1000"
-    with tally.attempt("metrics"), small_disk(folder, 20) as disk:
-      hit.add(_run(disk, reference, without_checkpoints))
+    rows = "--config.checkpoint.every_steps=1000", "--config.train.log_every_steps=1"
+    for size in range(16, 40, 4):
+      with tally.attempt(f"metrics on {size} KiB"), small_disk(folder, size) as disk:
+        hit.add(_run(disk, reference, *rows))
     for size in (8, 64, 120):
       with tally.attempt(f"text cache on {size} KiB"), small_disk(folder, size) as disk:
         _text_cache(disk, folder / "text")
+        hit.add("a text cache")
     for size in (8, 16):
       with tally.attempt(f"export on {size} KiB"), small_disk(folder, size) as disk:
         _door(disk, "export.py", f"--workdir={reference}", f"--output={disk / 'out'}")
         assert (disk / "out" / "model.safetensors").exists()
+        hit.add("an export")
     for size in (8, 64):
       with tally.attempt(f"page on {size} KiB"), small_disk(folder, size) as disk:
         page = disk / "page.html"
         page.write_text("old")
         _door(disk, "explain.py", f"--workdir={reference}", f"--output={page}")
         assert page.read_text().rstrip().endswith("</html>")
+        hit.add("a page")
   tally.measured = f"full while writing {', '.join(sorted(hit))}"
   return tally
 

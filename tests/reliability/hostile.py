@@ -11,9 +11,11 @@ import os
 import pathlib
 import random as random_module
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 from tests.reliability import injection
@@ -89,7 +91,9 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
         else:
           so_far = said
     except TimeoutError as error:
-      report["failures"].append(f"{last}: {error} (in {here})")
+      kept = tempfile.mkdtemp(prefix="hostile-")
+      shutil.copytree(here, kept, dirs_exist_ok=True)
+      report["failures"].append(f"{last}: {error} (the newest of {kept})")
     finally:
       process.kill()
       process.communicate()

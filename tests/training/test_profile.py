@@ -4,6 +4,7 @@ import tempfile
 import chex
 import jax.numpy as jnp
 
+from gpt2_flax.errors import InputError
 from gpt2_flax.training import profile
 
 
@@ -33,4 +34,10 @@ class ProfileTest(chex.TestCase):
   def test_nothing_without_a_folder_or_before_its_steps(self):
     self.steps("", range(101, 120))
     self.steps(str(self.folder / "trace"), range(101, 109))
-    self.assertEqual(list(self.folder.iterdir()), [])
+    self.assertEqual(list((self.folder / "trace").iterdir()), [])
+
+  def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(self):
+    (self.folder / "file").touch()
+    for name in ("file", "x" * 300):
+      with self.assertRaisesRegex(InputError, f"config.profile=.*{name} cannot be"):
+        profile.Profile(str(self.folder / name), start_step=0)
