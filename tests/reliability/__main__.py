@@ -17,6 +17,7 @@ import unittest
 
 from absl import app, flags, logging
 
+from gpt2_flax import command_line
 from tests.reliability.rows import ROWS
 
 _FULL = flags.DEFINE_bool("full", False, "All tries; else a few of each row.")
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"error: --rows={','.join(unknown)}: must be of 1 to {ROWS[-1].number}")
   cache = tempfile.TemporaryDirectory()  # of texts and compiled programs
   os.environ["XDG_CACHE_HOME"] = cache.name
+  command_line.keep_compiled_programs()
   started, failures = time.monotonic(), []
   print("| # | claim | held | measured | seconds |")
   print("|--:|---|--:|---|--:|", flush=True)
