@@ -75,13 +75,14 @@ def _leaves(state: TrainState) -> dict[str, str]:
 
 
 def _say_it_once() -> None:
-  """Of a save that fails only what is raised is said, not what others say of it too.
+  """Of what fails only what is raised is said, not what others say of it too.
 
-  orbax logs what it then raises, with its stack. And what else was being written, array
-  by array, fails as well or is not begun: Python says so of each, or tensorstore if the
-  event loop is closed by then.
+  orbax logs what it then raises, with its stack. And what else was being written or
+  read, array by array, fails as well or is not begun: Python says so of each, or
+  tensorstore if the event loop is closed by then.
   """
-  never = "coroutine 'async_serialize_from_host.* was never awaited"
+  array = "(async_serialize_from_host|Store._get_array_metadatas|_read_array_index)"
+  never = f"coroutine '{array}.* was never awaited"
   warnings.filterwarnings("ignore", never, RuntimeWarning)
   logging.get_absl_logger().addFilter(_is_not_orbax)
   logging.logging.getLogger("asyncio").addFilter(_is_no_write)

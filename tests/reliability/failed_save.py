@@ -23,6 +23,7 @@ from tests.reliability.runs import (
   finish,
   logged,
   records,
+  reference,
   start,
   TINY,
   train_to_the_end,
@@ -42,14 +43,12 @@ def raised_by_the_next(
       with tally.attempt(f"{fault.__name__}, noticed by {noticed_by.__name__}"):
         place = folder / f"{fault.__name__}{noticed_by.__name__}"
         _assert_raised(place / "checkpoints", fault, noticed_by)
-  if full:
-    train_to_the_end(folder / "reference")
   for number in range(12 if full else 0):
     with tally.attempt(f"run {number}"):
       workdir = folder / f"run{number}"
       _assert_ends(workdir, after=chance.randint(1, 14) * 5)
       train_to_the_end(workdir)
-      same = digest(workdir) == digest(folder / "reference")
+      same = digest(workdir) == digest(reference())
       assert same, "gone on, it ends in another state"
   return tally
 

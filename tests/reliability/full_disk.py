@@ -18,6 +18,7 @@ from tests.reliability.runs import (
   digest,
   evaluations,
   finish,
+  reference,
   ROOT,
   TINY,
   train,
@@ -33,31 +34,30 @@ def full_disk(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   """Row 6: runs on disks that are too small, and whatever else is written."""
   with small_disk(folder, 64):  # or say that it cannot be tried, before the work
     pass
-  tally, hit, reference = Tally(), set(), folder / "reference"
-  train_to_the_end(reference)
+  tally, hit = Tally(), set()
   sizes = [chance.randrange(8, LARGEST) for _ in range(RUNS)] if full else [300]
   for size in sizes:
     with tally.attempt(f"a run on {size} KiB"), small_disk(folder, size) as disk:
-      hit.add(_run(disk, reference))
+      hit.add(_run(disk))
   if full:
     rows = "--config.checkpoint.every_steps=1000", "--config.train.log_every_steps=1"
     for size in range(16, 40, 4):
       with tally.attempt(f"metrics on {size} KiB"), small_disk(folder, size) as disk:
-        hit.add(_run(disk, reference, *rows))
+        hit.add(_run(disk, *rows))
     for size in (8, 64, 120):
       with tally.attempt(f"text cache on {size} KiB"), small_disk(folder, size) as disk:
         _text_cache(disk, folder / "text")
         hit.add("a text cache")
     for size in (8, 16):
       with tally.attempt(f"export on {size} KiB"), small_disk(folder, size) as disk:
-        _door(disk, "export.py", f"--workdir={reference}", f"--output={disk / 'out'}")
+        _door(disk, "export.py", f"--workdir={reference()}", f"--output={disk / 'out'}")
         assert (disk / "out" / "model.safetensors").exists()
         hit.add("an export")
     for size in (8, 64):
       with tally.attempt(f"page on {size} KiB"), small_disk(folder, size) as disk:
         page = disk / "page.html"
         page.write_text("old")
-        _door(disk, "explain.py", f"--workdir={reference}", f"--output={page}")
+        _door(disk, "explain.py", f"--workdir={reference()}", f"--output={page}")
         assert page.read_text().rstrip().endswith("</html>")
         hit.add("a page")
   tally.measured = f"full while writing {', '.join(sorted(hit))}"
@@ -92,7 +92,7 @@ def _make_room(disk: pathlib.Path) -> None:
   assert made.returncode == 0, made
 
 
-def _run(disk: pathlib.Path, reference: pathlib.Path, *flags: str) -> str:
+def _run(disk: pathlib.Path, *flags: str) -> str:
   """What of the workdir could not be written."""
   workdir = disk / "run"
   ended = train(*TINY, *flags, f"--workdir={workdir}")
@@ -103,8 +103,8 @@ def _run(disk: pathlib.Path, reference: pathlib.Path, *flags: str) -> str:
   _make_room(disk)
   done = train_to_the_end(workdir)
   assert not kept or f"goes on from step {kept[-1]} of" in done.stdout, done
-  assert digest(workdir) == digest(reference), "gone on, it ends in another state"
-  assert evaluations(workdir) == evaluations(reference)
+  assert digest(workdir) == digest(reference()), "gone on, it ends in another state"
+  assert evaluations(workdir) == evaluations(reference())
   return path.relative_to(workdir).parts[0] if path != workdir else "the workdir"
 
 

@@ -5,7 +5,7 @@ python -m tests.reliability.hostile_worker FOLDER SEED COUNT
 To stdout goes a line of JSON before each is made ({"refused": how many were, ...}) and
 one before it is tried ({"trying": kind}), and one for each that was not refused as it
 should be ({"failure": ...}). An audit hook sees all that Python is asked to do
-meanwhile, and a limit on memory is set.
+meanwhile, warnings are noted, and a limit on memory is set.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import re
 import resource
 import sys
 import time
+import warnings
 
 from absl import logging
 
@@ -42,11 +43,15 @@ FORBIDDEN = re.compile(
 
 
 class Audit:
-  """What Python did while it was on, apart from reading files."""
+  """What Python did while it was on, apart from reading files; what it warned of."""
 
   def __init__(self):
     self.on, self.seen = False, []
     sys.addaudithook(self._hook)
+    warnings.showwarning = self._warn
+
+  def _warn(self, message: Warning, category: type, *_) -> None:
+    self.seen.append(f"{category.__name__} {message}"[:200])
 
   def _hook(self, event: str, arguments: tuple) -> None:
     if not self.on:

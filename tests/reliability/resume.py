@@ -11,6 +11,7 @@ from tests.reliability.runs import (
   evaluations,
   logged,
   records,
+  reference,
   stop,
   train_to_the_end,
 )
@@ -23,8 +24,6 @@ LATEST = 70  # of NUM_STEPS: whoever waits for the moment may be late by some st
 def resumed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   """Row 1: stopped after random steps, by each signal in turn, and gone on."""
   tally, stopped_after = Tally(), []
-  reference = folder / "reference"
-  train_to_the_end(reference)
   for run in range(32 if full else 1):
     times = 1 + run % 2
     with tally.attempt(f"run {run}, stopped {times} time(s)"):
@@ -36,8 +35,8 @@ def resumed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
         stopped_after.append(_last_logged(workdir))
       train_to_the_end(workdir)
       where = f"stopped after steps {stopped_after[-times:]}, it"
-      assert digest(workdir) == digest(reference), f"{where} ends in another state"
-      measured = evaluations(workdir) == evaluations(reference)
+      assert digest(workdir) == digest(reference()), f"{where} ends in another state"
+      measured = evaluations(workdir) == evaluations(reference())
       assert measured, f"{where} was evaluated otherwise"
   tally.measured = f"stopped after {len(set(stopped_after))} different steps"
   return tally

@@ -17,16 +17,15 @@ from gpt2_flax.training.workdir import load_run, locked
 from tests.reliability import runs
 from tests.reliability.campaign import Tally
 
-NUM_RIVALS = 4
-
 
 def locked_out(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   """Row 12: a second run beside the first, many at one moment, a lock left behind."""
-  tally, rounds = Tally(), 100 if full else 3
+  tally = Tally()
+  rounds, num_rivals = (100, 4) if full else (3, 2)
   for number in range(10 if full else 1):
     with tally.attempt(f"run {number}"):
       _second_beside_first(folder / f"run{number}", after=chance.randint(10, 30))
-  *races, visits = _rivals(folder / "race", rounds)
+  *races, visits = _rivals(folder / "race", rounds, num_rivals)
   for number, answers in enumerate(races):
     with tally.attempt(f"race {number}"):
       winners = [pid for pid, answer in answers.items() if answer == "in"]
@@ -36,7 +35,7 @@ def locked_out(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally
       assert all(named in answer for answer in refused), answers
   with tally.attempt("in and out"):
     assert set(visits.values()) == {"always alone"}, visits
-  tally.measured = f"{rounds} of them races of {NUM_RIVALS} that start at one moment"
+  tally.measured = f"{rounds} of them races of {num_rivals} that start at one moment"
   return tally
 
 
@@ -70,7 +69,9 @@ def _content(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, bytes]]:
   return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def _rivals(workdir: pathlib.Path, rounds: int) -> list[dict[int, str]]:
+def _rivals(
+  workdir: pathlib.Path, rounds: int, num_rivals: int
+) -> list[dict[int, str]]:
   """What each process saw, round by round: one that gets in stays until all have tried.
 
   In one more round they go in and out, as often as they can.
@@ -78,13 +79,13 @@ def _rivals(workdir: pathlib.Path, rounds: int) -> list[dict[int, str]]:
   workdir.mkdir()
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload([__name__])
-  together, said = context.Barrier(NUM_RIVALS), context.Queue()
+  together, said = context.Barrier(num_rivals), context.Queue()
   arguments = workdir, rounds, together, said
-  rivals = [context.Process(target=_rival, args=arguments) for _ in range(NUM_RIVALS)]
+  rivals = [context.Process(target=_rival, args=arguments) for _ in range(num_rivals)]
   for rival in rivals:
     rival.start()
   answers = [{} for _ in range(rounds + 1)]
-  for _ in range((rounds + 1) * NUM_RIVALS):
+  for _ in range((rounds + 1) * num_rivals):
     number, pid, answer = said.get(timeout=runs.PATIENCE_SECONDS)
     answers[number][pid] = answer
   for rival in rivals:
