@@ -173,9 +173,10 @@ def _meet(place: Place) -> Watch:
     place.process_id,
     place.local_device_ids,
     cluster_detection_method="deactivate",
-    # where jax loses patience it dumps its stack, so it gets more than we have
+    # Where jax loses patience it dumps its stack, so it gets more than we have. A sign
+    # of life comes but twice in its time: it may miss one after half of that.
     initialization_timeout=2 * MEET_SECONDS,
-    heartbeat_timeout_seconds=2 * watch.SILENT_SECONDS,
+    heartbeat_timeout_seconds=4 * watch.SILENT_SECONDS,
   )
   too_late.cancel()
   watching.start(_client())

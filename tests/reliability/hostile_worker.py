@@ -174,12 +174,13 @@ def main(folder: pathlib.Path, seed: str, count: int) -> None:
     new = error is not None and (kind, kind_of_error(error)) not in errors
     if new:
       errors.add((kind, kind_of_error(error)))
-    if number % TRACED == 0 and kind not in ("checkpoint", "prompt"):
+    small = len(content) < MOST_KEPT  # the tracer takes many times as long
+    if number % TRACED == 0 and small and kind not in ("checkpoint", "prompt"):
       with contextlib.suppress(BaseException):  # has been told of above
         now = reached(target.use)
         new = new or not now <= lines
         lines |= now
-    if new and len(content) < MOST_KEPT:
+    if new and small:
       target.corpus.append(content)  # it came to something new: to be changed further
   if (folder / "hacked").exists():
     say(failure="a pickle was run")
