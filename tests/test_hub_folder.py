@@ -151,9 +151,7 @@ def change_json(path, **changes):
 class HubFolderTest(chex.TestCase):
   def setUp(self):
     super().setUp()
-    scratch = tempfile.TemporaryDirectory()
-    self.addCleanup(scratch.cleanup)
-    self.scratch = pathlib.Path(scratch.name)
+    self.scratch = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
   def copy(self, name):
     return pathlib.Path(shutil.copytree(GOLDEN / name, self.scratch / name))

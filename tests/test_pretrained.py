@@ -91,9 +91,7 @@ BAD_WEIGHTS = {
 class PretrainedTest(chex.TestCase):
   def setUp(self):
     super().setUp()
-    scratch = tempfile.TemporaryDirectory()
-    self.addCleanup(scratch.cleanup)
-    self.scratch = pathlib.Path(scratch.name)
+    self.scratch = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
   def copy(self, name):
     return pathlib.Path(shutil.copytree(GOLDEN / name, self.scratch / name))

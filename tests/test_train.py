@@ -19,9 +19,8 @@ from tests.reliability.runs import (
 class TrainTest(chex.TestCase):
   def setUp(self):
     super().setUp()
-    temporary = tempfile.TemporaryDirectory()
-    self.addCleanup(temporary.cleanup)
-    self.workdir = pathlib.Path(temporary.name) / "run"
+    temporary = self.enterContext(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(temporary) / "run"
 
 
 class MainJobTest(TrainTest):

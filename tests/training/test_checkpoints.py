@@ -47,9 +47,8 @@ def abstract() -> TrainState:
 class CheckpointsTest(chex.TestCase):
   def setUp(self):
     super().setUp()
-    temporary = tempfile.TemporaryDirectory()
-    self.addCleanup(temporary.cleanup)
-    self.folder = pathlib.Path(temporary.name) / "checkpoints"
+    temporary = self.enterContext(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(temporary) / "checkpoints"
 
   def save(self, *steps: int):
     with Checkpoints(self.folder, KEEP_ALL) as saver:

@@ -21,9 +21,7 @@ from gpt2_flax.training.metrics import (
 class MetricsTest(chex.TestCase):
   def setUp(self):
     super().setUp()
-    temporary = tempfile.TemporaryDirectory()
-    self.addCleanup(temporary.cleanup)
-    self.workdir = pathlib.Path(temporary.name)
+    self.workdir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     self.path = self.workdir / "metrics.jsonl"
 
   def test_what_is_written_is_read(self):
