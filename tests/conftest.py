@@ -1,21 +1,22 @@
 """Strict everywhere: a silent broadcast or a warning is a failure."""
 
 import os
-import pathlib
 import tempfile
 
 import jax
 
+from gpt2_flax.command_line import keep_compiled_programs
+from tests import forked
+
+os.environ.setdefault("XLA_FLAGS", forked.COMPILE_SOON)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # One cache of texts and compiled programs for this session, its workers and the
-# processes that tests start.
+# processes that tests start. JAX_COMPILATION_CACHE_DIR keeps programs for the next one.
 if "PYTEST_XDIST_WORKER" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory()
   os.environ["XDG_CACHE_HOME"] = _CACHE.name
-_COMPILED = pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "gpt2_flax" / "compiled"
-jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+keep_compiled_programs()
 
 
 def pytest_collection_modifyitems(items):

@@ -2,14 +2,13 @@
 
 import pathlib
 import signal
-import subprocess
-import sys
 import tempfile
 
 from absl.testing import parameterized
 import chex
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests import forked
+
 DOOR = """
 import pathlib, sys, time
 from gpt2_flax.atomic_files import replacing
@@ -35,14 +34,8 @@ TALKING = """
 """
 
 
-def start(main: str, folder: str = ".") -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, "-c", DOOR.format(main=main), folder],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=ROOT,
-  )
+def start(main: str, folder: str = ".") -> forked.Process:
+  return forked.start("-c", DOOR.format(main=main), folder)
 
 
 class InterruptedTest(chex.TestCase):

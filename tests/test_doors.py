@@ -6,7 +6,6 @@ import os
 import pathlib
 import pty
 import subprocess
-import sys
 import tempfile
 
 from absl.testing import parameterized
@@ -16,27 +15,17 @@ import numpy as np
 
 from gpt2_flax import pretrained
 from gpt2_flax.training.workdir import load_run
+from tests import forked
 
-ROOT = pathlib.Path(__file__).parent.parent
 TEXT = "".join(f"{i}. Der Bär isst Brot, {i * i} Mal.\n" for i in range(120))
 
 LONG = "x" * 300  # no name of a file can be
 
 
 def call(
-  door: str, *flags: str, stdin: str | None = None, stdout: int = subprocess.PIPE
-):
-  return subprocess.run(
-    [sys.executable, str(ROOT / door), *flags],
-    stdout=stdout,
-    stderr=subprocess.PIPE,
-    text=True,
-    input=stdin,
-    cwd=ROOT,
-    env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # compiles faster
-    timeout=120,
-    check=False,
-  )
+  door: str, *flags: str, stdin: str = "", stdout: int | None = None
+) -> subprocess.CompletedProcess:
+  return forked.finish(forked.start(door, *flags, stdout=stdout), stdin)
 
 
 class DoorsTest(chex.TestCase):

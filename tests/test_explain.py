@@ -1,30 +1,14 @@
 """`explain.py` as a person runs it, on a small run."""
 
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 import tempfile
 
 import chex
 
 from gpt2_flax.datasets import CONFIGS
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def call(door: str, *flags: str):
-  return subprocess.run(
-    [sys.executable, str(ROOT / door), *flags],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # compiles faster
-    timeout=120,
-    check=False,
-  )
+from tests.test_doors import call
 
 
 def read_data(path: pathlib.Path) -> dict:

@@ -18,6 +18,7 @@ import unittest
 from absl import app, flags, logging
 
 from gpt2_flax import command_line
+from tests import forked
 from tests.reliability.rows import ROWS
 
 _FULL = flags.DEFINE_bool("full", False, "All tries; else a few of each row.")
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"error: --rows={','.join(unknown)}: must be of 1 to {ROWS[-1].number}")
   cache = tempfile.TemporaryDirectory()  # of texts and compiled programs
   os.environ["XDG_CACHE_HOME"] = cache.name
+  os.environ.setdefault("XLA_FLAGS", forked.COMPILE_SOON)
   command_line.keep_compiled_programs()
   started, failures = time.monotonic(), []
   print("| # | claim | held | measured | seconds |")

@@ -1,25 +1,21 @@
 """SIGTERM and SIGINT, whatever a run is at: nothing lost, soon gone, no noise."""
 
 from concurrent.futures import ThreadPoolExecutor
-import os
 import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 
 from gpt2_flax.cache import cache_folder
+from tests import forked
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import (
   complaints,
   digest,
-  finish,
   newest_step,
-  ROOT,
   TINY,
   train,
   wait_for,
@@ -129,7 +125,6 @@ class _Run:
       "XDG_CACHE_HOME": str(self._cache),  # for its text alone
       "JAX_COMPILATION_CACHE_DIR": str(compiled),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
   def go(self, phases: list[str]) -> None:
@@ -152,21 +147,15 @@ class _Run:
     entered.mkdir(parents=True)
     arguments = ",".join((str(entered), phase, *functions))
     before = newest_step(self._workdir)
-    process = subprocess.Popen(
-      [sys.executable, "-c", ANNOUNCING, arguments, *self._flags],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      cwd=ROOT,
-      env=os.environ | self._environment,
-    )
+    begin = forked.unforked if phase == "importing" else forked.start
+    process = begin("-c", ANNOUNCING, arguments, *self._flags, **self._environment)
     name = function.replace(":", ".").rpartition(".")[2]
     times = self._chance.randint(1, times)
     wait_for(lambda _: _num_lines(entered / name) >= times, self._workdir, process)
     time.sleep(self._chance.uniform(0, seconds))
     process.send_signal(self._number)
     began = time.monotonic()
-    ended = finish(process)
+    ended = forked.finish(process)
     took = time.monotonic() - began
     self.seconds.append((took, phase))
     assert took <= SECONDS, f"it took {took:.1f} s"

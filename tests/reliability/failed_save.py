@@ -14,13 +14,13 @@ from gpt2_flax.training import checkpoints
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.mesh import one_device_mesh
 from gpt2_flax.training.step import abstract_state, init_state, TrainState
+from tests import forked
 from tests.reliability.campaign import Tally
 from tests.reliability.damage import KEEP, MODEL, OPTIMIZER
 from tests.reliability.runs import (
   assert_whole,
   checkpoint_steps,
   digest,
-  finish,
   logged,
   records,
   reference,
@@ -128,7 +128,7 @@ def _assert_ends(workdir: pathlib.Path, after: int) -> None:
   process = start(*TINY, f"--workdir={workdir}", **keep_no_programs)
   wait_for(logged(after), workdir, process)
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-  ended = finish(process)
+  ended = forked.finish(process)
   assert ended.returncode == 1, ended
   assert ended.stderr.count("\n") == 1, ended
   line = ended.stderr.strip()

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 import contextlib
-import os
 import pathlib
 import random
 import re
 import subprocess
-import sys
 import unittest
 
+from tests import forked
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import (
   assert_whole,
@@ -17,9 +16,7 @@ from tests.reliability.runs import (
   complaints,
   digest,
   evaluations,
-  finish,
   reference,
-  ROOT,
   TINY,
   train,
   train_to_the_end,
@@ -151,13 +148,4 @@ def _text_cache(disk: pathlib.Path, text: pathlib.Path) -> None:
 
 
 def _call(door: str, *flags: str) -> subprocess.CompletedProcess:
-  return finish(
-    subprocess.Popen(
-      [sys.executable, str(ROOT / door), *flags],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      cwd=ROOT,
-      env=os.environ,
-    )
-  )
+  return forked.finish(forked.start(door, *flags))

@@ -13,15 +13,13 @@ import random as random_module
 import selectors
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 
+from tests import forked
 from tests.reliability import injection
 from tests.reliability.campaign import Tally
 
-ROOT = pathlib.Path(__file__).parents[2]
 HUNG = 5.0  # seconds of a processor
 STUCK = 60.0  # seconds, where other processes may hold the processors
 WORKERS = 2
@@ -71,15 +69,10 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
     here.mkdir(parents=True)
     log = here.parent / f"{life}.log"
     with log.open("wb") as errors:
-      process = subprocess.Popen(
-        [
-          *(sys.executable, "-m", "tests.reliability.hostile_worker"),
-          *(here, f"{seed} {life}", str(count - tried)),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+      process = forked.start(
+        *("-m", "tests.reliability.hostile_worker"),
+        *(str(here), f"{seed} {life}", str(count - tried)),
+        stderr=errors.fileno(),
       )
     try:
       for said in _lines(process):
@@ -109,7 +102,7 @@ def _watch(folder: pathlib.Path, seed: str, count: int) -> dict:
   return report
 
 
-def _lines(process: subprocess.Popen) -> Iterator[dict]:
+def _lines(process: forked.Process) -> Iterator[dict]:
   """What a worker says, until it ends; it may not be silent for long."""
   selector = selectors.PollSelector()  # has no file of its own to close
   selector.register(process.stdout, selectors.EVENT_READ)
@@ -130,7 +123,7 @@ def _lines(process: subprocess.Popen) -> Iterator[dict]:
       raise TimeoutError("stuck")
 
 
-def _processor_seconds(process: subprocess.Popen) -> float:
+def _processor_seconds(process: forked.Process) -> float:
   fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
   ticks = sum(map(int, fields.split()[11:13]))
   return ticks / os.sysconf("SC_CLK_TCK")

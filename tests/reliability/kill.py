@@ -6,14 +6,13 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
 import time
 
+from tests import forked
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import (
   complaints,
   digest,
-  finish,
   Moment,
   newest_step,
   start,
@@ -50,12 +49,12 @@ def killed(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally:
   return tally
 
 
-def _start(workdir: pathlib.Path, flags: tuple[str, ...]) -> subprocess.Popen:
+def _start(workdir: pathlib.Path, flags: tuple[str, ...]) -> forked.Process:
   return start(*flags, f"--workdir={workdir}")
 
 
 def _uninterrupted(workdir: pathlib.Path, flags: tuple[str, ...]) -> str:
-  ended = finish(_start(workdir, flags))
+  ended = forked.finish(_start(workdir, flags))
   assert (ended.returncode, complaints(ended)) == (0, []), ended
   return digest(workdir)
 
@@ -106,7 +105,7 @@ class _KilledRun:
       with self.tally.attempt(f"{self._workdir.name} after {number} kills"):
         if self._chance.random() < 0.1:  # another one while it starts
           process = _start(self._workdir, self._flags)
-          time.sleep(self._chance.uniform(0, 3))
+          time.sleep(self._chance.uniform(0, 0.5))
           self._kill(process)
         process = _start(self._workdir, self._flags)
         newest, said = newest_step(self._workdir), process.stdout.readline()
@@ -116,20 +115,20 @@ class _KilledRun:
         finally:
           if number < num_tries:
             self._kill_amid_a_save(process)
-    ended = finish(process)
+    ended = forked.finish(process)
     with self.tally.attempt(f"{self._workdir.name} at its end"):
       assert (ended.returncode, complaints(ended)) == (0, []), ended.stderr
       assert digest(self._workdir) == expected(), "it ends in another state"
 
-  def _kill_amid_a_save(self, process: subprocess.Popen) -> None:
+  def _kill_amid_a_save(self, process: forked.Process) -> None:
     after = newest_step(self._workdir) + self._chance.randint(0, 1)
     moment = _amid_save(after, self._chance.randint(0, ENTRIES))
     wait_for(moment, self._workdir, process)
     self._kill(process)
 
-  def _kill(self, process: subprocess.Popen) -> None:
+  def _kill(self, process: forked.Process) -> None:
     process.send_signal(signal.SIGKILL)
-    ended = finish(process)
+    ended = forked.finish(process)
     self.num_kills += 1
     self.num_amid_a_save += bool(_unfinished(self._workdir))
     assert ended.returncode == -signal.SIGKILL, f"it had ended with {ended.returncode}"

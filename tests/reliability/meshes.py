@@ -6,10 +6,8 @@ Needs eight devices, so the row starts this module in a process of its own.
 import itertools
 import json
 import math
-import os
 import pathlib
 import random
-import subprocess
 import sys
 
 import jax
@@ -29,8 +27,9 @@ from gpt2_flax.training.step import (
   TrainState,
 )
 from gpt2_flax.transformer import GPT2
+from tests import forked
 from tests.reliability.campaign import Tally
-from tests.reliability.runs import digest_of, EIGHT_DEVICES, ROOT
+from tests.reliability.runs import digest_of
 
 Shape = tuple[int, int, int]  # (data, fsdp, tensor), of 1, 2, 4 and 8 devices
 SHAPES: list[Shape] = [
@@ -45,14 +44,8 @@ def across_meshes(folder: pathlib.Path, chance: random.Random, full: bool) -> Ta
   """Row 8: all shapes save, restore and go on; else two do, and one more restores."""
   shapes = SHAPES if full else [SHAPES[0], *chance.sample(SHAPES[1:], 2)]
   trained = len(SHAPES) if full else 2
-  done = subprocess.run(
-    [sys.executable, "-m", __name__, str(folder), json.dumps(shapes), str(trained)],
-    env=os.environ | EIGHT_DEVICES,
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=3600,
-  )
+  arguments = str(folder), json.dumps(shapes), str(trained)
+  done = forked.finish(forked.start("-m", __name__, *arguments, **forked.on_devices(8)))
   assert done.returncode == 0, done.stderr
   tally = Tally()
   vars(tally).update(json.loads(done.stdout.splitlines()[-1]))

@@ -9,7 +9,6 @@ import pathlib
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
@@ -18,7 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import forked
+
 NUM_STEPS = 100
 # Everything there is to lose is in it: dropout, accumulation, evaluations. On the data
 # and without the samples that start soonest: the rows start it hundreds of times.
@@ -38,47 +38,17 @@ TINY = (
   "--config.eval.sample_tokens=0",
   "--config.checkpoint.every_steps=10",
 )
-# The environment of a process with eight devices, all of them this machine's.
-EIGHT_DEVICES = {
-  "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": (
-    "--xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0"  # what takes time here is compiling
-  ),
-  # With as many threads as devices, XLA's threads may all wait for one another.
-  "NPROC": "16",
-}
-PATIENCE_SECONDS = 300  # for what takes seconds on an idle machine
-
 Moment = Callable[[pathlib.Path], bool]  # of the workdir: has it come?
 
 
-def start(*flags: str, **environment: str) -> subprocess.Popen:
-  """Begins `python train.py FLAGS`, compiled for soon and not for speed."""
-  return subprocess.Popen(
-    [sys.executable, str(ROOT / "train.py"), *flags],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=ROOT,
-    env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment,
-  )
-
-
-def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-  """Waits for its end; one that does not end is killed, an AssertionError."""
-  try:
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    out, err = process.communicate()
-    raise AssertionError(f"did not end by itself; it said {out}{err}") from None
-  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def start(*flags: str, **environment: str) -> forked.Process:
+  """Begins `python train.py FLAGS`."""
+  return forked.start("train.py", *flags, **environment)
 
 
 def train(*flags: str, **environment: str) -> subprocess.CompletedProcess:
   """`python train.py FLAGS` to its end."""
-  return finish(start(*flags, **environment))
+  return forked.finish(start(*flags, **environment))
 
 
 def train_to_the_end(workdir: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
@@ -113,9 +83,9 @@ def free_port() -> int:
     return server.getsockname()[1]
 
 
-def wait_for(moment: Moment, workdir: pathlib.Path, process: subprocess.Popen) -> None:
+def wait_for(moment: Moment, workdir: pathlib.Path, process: forked.Process) -> None:
   """Until the moment has come; an AssertionError if the process ends before."""
-  patience = time.monotonic() + PATIENCE_SECONDS
+  patience = time.monotonic() + forked.PATIENCE_SECONDS
   while not moment(workdir):
     if process.poll() is not None or time.monotonic() > patience:
       process.kill()
@@ -131,7 +101,7 @@ def stop(
   process = start(*TINY, *flags, f"--workdir={workdir}")
   wait_for(moment, workdir, process)
   process.send_signal(number)
-  return finish(process)
+  return forked.finish(process)
 
 
 def logged(step: int) -> Moment:

@@ -1,14 +1,12 @@
 """One of two processes dies or stalls: the other does not wait for it for ever."""
 
 from concurrent.futures import ThreadPoolExecutor
-import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
+from tests import forked
 from tests.reliability import runs
 from tests.reliability.campaign import Tally
 
@@ -31,12 +29,6 @@ sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
 EVERY_STEP = "--config.train.log_every_steps=1"
-ENVIRONMENT = {
-  "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": "",
-  "NPROC": "4",  # with as few threads as devices, XLA's may all wait
-  "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
-}
 QUICK = ((0, signal.SIGSTOP),)
 FULL = [(i, kind) for i in (0, 1) for kind in (signal.SIGSTOP, signal.SIGKILL)] * 5
 
@@ -67,17 +59,11 @@ def _stall(
   """Seconds from the signal to one process until the end of the other."""
   coordinator = f"--coordinator=localhost:{runs.free_port()}"
   both = [
-    subprocess.Popen(
-      [
-        *(sys.executable, "-c", IMPATIENT, str(COMPILE_SECONDS if i == which else 0)),
-        *(*runs.TINY, EVERY_STEP, f"--workdir={workdir}"),
-        *(coordinator, "--num_processes=2", f"--process_id={i}"),
-      ],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      cwd=runs.ROOT,
-      env=os.environ | ENVIRONMENT,
+    forked.start(
+      *("-c", IMPATIENT, str(COMPILE_SECONDS if i == which else 0)),
+      *(*runs.TINY, EVERY_STEP, f"--workdir={workdir}"),
+      *(coordinator, "--num_processes=2", f"--process_id={i}"),
+      **forked.on_devices(1),
     )
     for i in range(2)
   ]
@@ -86,7 +72,7 @@ def _stall(
     runs.wait_for(runs.logged(step), workdir, victim)
     victim.send_signal(number)
     begun = time.monotonic()
-    ended = runs.finish(other)
+    ended = forked.finish(other)
     seconds = time.monotonic() - begun
   finally:
     for process in both:

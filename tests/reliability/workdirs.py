@@ -14,6 +14,7 @@ import jax
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.training.workdir import load_run, locked
+from tests import forked
 from tests.reliability import runs
 from tests.reliability.campaign import Tally
 
@@ -44,7 +45,7 @@ def _second_beside_first(workdir: pathlib.Path, after: int) -> None:
   first = runs.start(*flags)
   runs.wait_for(runs.logged(after), workdir, first)
   first.send_signal(signal.SIGSTOP)  # so that whatever changes now, the second did it
-  os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+  first.wait_until_stopped()
   before = _content(workdir)
 
   second = runs.train(*flags)
@@ -57,7 +58,7 @@ def _second_beside_first(workdir: pathlib.Path, after: int) -> None:
     load_run(workdir)  # who only reads may come in
 
   first.kill()
-  runs.finish(first)
+  forked.finish(first)
   assert str(first.pid) in (workdir / "lock").read_text(), "left no lock to take over"
   runs.train_to_the_end(workdir)
   assert not (workdir / "lock").exists(), "the last one out left its lock"
@@ -86,7 +87,7 @@ def _rivals(
     rival.start()
   answers = [{} for _ in range(rounds + 1)]
   for _ in range((rounds + 1) * num_rivals):
-    number, pid, answer = said.get(timeout=runs.PATIENCE_SECONDS)
+    number, pid, answer = said.get(timeout=forked.PATIENCE_SECONDS)
     answers[number][pid] = answer
   for rival in rivals:
     rival.join()

@@ -1,6 +1,7 @@
 """Whatever the mesh of eight devices, it computes what one device computes.
 
-Needs eight devices, so `test_sharding.py` runs this in a process of its own.
+Needs eight devices, so `test_sharding.py` runs this in a process of its own; all meshes
+there are, if slow tests are asked for.
 """
 
 import functools
@@ -10,19 +11,24 @@ import pathlib
 import re
 import tempfile
 from typing import Any, NamedTuple
+from unittest import mock
 
 from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
+import pytest
 
 from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
 from gpt2_flax.layer_stacking import stack_layers
-from gpt2_flax.training import loop
-from gpt2_flax.training.config import MeshConfig, parse
+from gpt2_flax.training import loop, loss
+from gpt2_flax.training.checkpoints import Checkpoints
+from gpt2_flax.training.config import CheckpointConfig, MeshConfig, parse
 from gpt2_flax.training.evaluation import Evaluator
 from gpt2_flax.training.mesh import (
   batch_sharding,
@@ -40,9 +46,11 @@ from gpt2_flax.training.step import (
 )
 from gpt2_flax.training.workdir import load_run
 from gpt2_flax.transformer import GPT2
+from tests.reliability.runs import digest_of
+from tests.training import test_step
 
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]
-ONE = (1, 1, 1)
+ONE, EVERY_AXIS, TENSOR_ONLY = (1, 1, 1), (2, 2, 2), (1, 1, 8)
 # No two sizes are alike, so that a size in a compiled program tells its axis. The
 # vocabulary of 70 is no multiple of 4.
 STEPS, BATCH, LENGTH, HEADS, EMBED, MLP = 20, 24, 10, 8, 32, 56
@@ -138,28 +146,124 @@ def sizes(program: str) -> set[int]:
   return {int(size) for shape in shapes for size in shape.split(",")}
 
 
+class ShapeTest(chex.TestCase):
+  @parameterized.parameters(EVERY_AXIS, TENSOR_ONLY)
+  def test_trains_as_one_device_does(self, *shape):
+    assert_trains_as_one_device_does(shape)
+
+  @parameterized.parameters(EVERY_AXIS, TENSOR_ONLY)
+  def test_each_device_has_its_share_and_no_more(self, *shape):
+    assert_each_device_has_its_share_and_no_more(*shape)
+
+
+@pytest.mark.slow
 class EveryShapeTest(chex.TestCase):
   def test_there_are_ten(self):
     self.assertLen(SHAPES, 10)
-    self.assertEqual(jax.device_count(), 8)
 
   @parameterized.parameters(*SHAPES)
   def test_trains_as_one_device_does(self, *shape):
-    found, expected = run(shape), run(ONE)
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
-    self.assertLess(expected.losses[-1], expected.losses[0] - 0.5)
+    assert_trains_as_one_device_does(shape)
 
   @parameterized.parameters(*SHAPES)
-  def test_each_device_has_its_share_and_no_more(self, data, fsdp, tensor):
-    trained = run((data, fsdp, tensor))
-    share = (EMBED // fsdp, MLP // tensor)
-    for tree in (trained.state.params, trained.state.opt_state[1][0].mu):
-      expand = tree["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
-      self.assertEqual({s.data.shape for s in expand.addressable_shards}, {share})
-    found = sizes(trained.program)
-    whole_batch = {BATCH, BATCH * LENGTH}
-    self.assertEqual(bool(found & whole_batch), data * fsdp == 1)
-    self.assertEqual(MLP in found, tensor == 1)
+  def test_each_device_has_its_share_and_no_more(self, *shape):
+    assert_each_device_has_its_share_and_no_more(*shape)
+
+
+def assert_trains_as_one_device_does(shape):
+  found, expected = run(shape), run(ONE)
+  np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
+  assert expected.losses[-1] < expected.losses[0] - 0.5
+
+
+def assert_each_device_has_its_share_and_no_more(data, fsdp, tensor):
+  trained = run((data, fsdp, tensor))
+  share = (EMBED // fsdp, MLP // tensor)
+  for tree in (trained.state.params, trained.state.opt_state[1][0].mu):
+    expand = tree["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
+    assert {shard.data.shape for shard in expand.addressable_shards} == {share}
+  found = sizes(trained.program)
+  whole_batch = {BATCH, BATCH * LENGTH}
+  assert bool(found & whole_batch) == (data * fsdp == 1)
+  assert (MLP in found) == (tensor == 1)
+
+
+class CheckpointTest(chex.TestCase):
+  """What one mesh has saved; docs/reliability.md tries each pair of meshes."""
+
+  @parameterized.parameters(ONE, TENSOR_ONLY)
+  def test_comes_back_on_another(self, *shape):
+    trained = run(EVERY_AXIS)
+    values = make_config()
+    values.optimizer.name = "adamw"
+    config, _ = parse(values)
+    optimizer = make_optimizer(config.optimizer, lambda step: 0.0)
+    mesh = mesh_of(shape, config.train)
+    abstract = abstract_state(GPT2(config.model), optimizer, mesh)
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    keep = CheckpointConfig(every_steps=1, keep=2)
+    with Checkpoints(folder / "checkpoints", keep) as checkpoints:
+      checkpoints.save(trained.state, {"next_index": STEPS}, {})
+      checkpoints.wait()
+      state, position = checkpoints.restore(abstract)
+    self.assertEqual(position, {"next_index": STEPS})
+    self.assertEqual(digest_of(state, {}), digest_of(trained.state, {}))
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    self.assertEqual(placed, shardings(abstract))
+
+
+class StepTest(chex.TestCase):
+  @parameterized.product(pieces=(1, 2), logits_at_once=(2**28, 2 * 11))
+  def test_several_take_the_step_of_one_in_pieces_and_chunks_too(
+    self, pieces, logits_at_once
+  ):
+    four = np.array(jax.devices()[:4]).reshape(4, 1, 1)
+    several = jax.sharding.Mesh(four, ("data", "fsdp", "tensor"))
+    found = []
+    for mesh, chunk in ((several, logits_at_once), (one_device_mesh(), 2**28)):
+      state, step, _ = test_step.setup(test_step.MODEL, pieces, mesh=mesh)
+      with mock.patch.object(loss, "LOGITS_AT_ONCE", chunk), spread_over(mesh):
+        for seed in range(3):
+          batch = jax.device_put(test_step.batch(seed), batch_sharding(mesh))
+          state, metrics = step(state, batch)
+      found.append([float(metrics[f"train/{name}"]) for name in ("loss", "grad_norm")])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+class LossTest(chex.TestCase):
+  @parameterized.parameters((4, 2, 1), (2, 2, 2))
+  def test_each_device_works_on_its_own_rows(self, *shape):
+    rows, length, dim, vocab_size = 8, 12, 16, 32
+    rng = np.random.default_rng(0)
+    hidden = jnp.array(rng.normal(size=(rows, length, dim)), jnp.float32)
+    embedding = jnp.array(rng.normal(size=(vocab_size, dim)), jnp.float32)
+    targets = jnp.array(rng.integers(-1, vocab_size, (rows, length)), jnp.int32)
+    grad = jax.value_and_grad(loss.summed_cross_entropy, argnums=(0, 1))
+    expected = jax.jit(grad)(hidden, embedding, targets)
+
+    mesh = jax.make_mesh(
+      shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+    )
+    by_row = NamedSharding(mesh, P(("data", "fsdp")))
+    table = NamedSharding(mesh, P("tensor", "fsdp"))
+    with mock.patch.object(loss, "LOGITS_AT_ONCE", rows * 4 * vocab_size // 8):
+      compiled = (
+        jax.jit(
+          lambda *args: grad(*args, 8),
+          in_shardings=(by_row, table, by_row),
+          out_shardings=(None, (by_row, table)),
+        )
+        .lower(hidden, embedding, targets)
+        .compile()
+      )
+    program = compiled.as_text()
+    self.assertIn("while(", program)  # in chunks
+    gathered = re.findall(r"= (\w+\[[\d,]*\])\S* all-gather\(", program)
+    # The table's features and nothing else: no row of the batch leaves its device.
+    self.assertEqual(set(gathered), {f"f32[{vocab_size // shape[2]},{dim}]"})
+    self.assertNotRegex(program, r"(all-to-all|collective-permute)\(")
+    arguments = jax.device_put((hidden, embedding, targets), (by_row, table, by_row))
+    chex.assert_trees_all_close(compiled(*arguments), expected, rtol=1e-5, atol=1e-5)
 
 
 class DeepTest(chex.TestCase):
@@ -172,7 +276,7 @@ class DeepTest(chex.TestCase):
 
 
 class EvaluationTest(chex.TestCase):
-  @parameterized.parameters((2, 2, 2), (1, 8, 1))
+  @parameterized.parameters(EVERY_AXIS, TENSOR_ONLY)
   def test_losses_and_texts_are_those_of_one_device(self, *shape):
     trained = run(shape)
     on_one = jax.device_put(trained.state.params, jax.devices()[0])

@@ -1,9 +1,5 @@
 """The loss in chunks is the loss, and needs the memory of a chunk."""
 
-import os
-import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 from absl.testing import parameterized
@@ -194,63 +190,3 @@ class SummedLossTest(chex.TestCase):
     tolerance = 1e-5 if dtype == "float32" else 0.05
     chex.assert_trees_all_close(loss, exact, rtol=tolerance)
     chex.assert_trees_all_close(grads, exact_grads, rtol=tolerance, atol=tolerance)
-
-
-ON_EIGHT_DEVICES = """
-import re
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from gpt2_flax.training import loss as loss_lib
-
-B, T, D, V = 8, 12, 16, 32
-rng = np.random.default_rng(0)
-hidden = jnp.array(rng.normal(size=(B, T, D)), jnp.float32)
-embedding = jnp.array(rng.normal(size=(V, D)), jnp.float32)
-targets = jnp.array(rng.integers(-1, V, (B, T)), jnp.int32)
-grad = jax.value_and_grad(loss_lib.summed_cross_entropy, argnums=(0, 1))
-expected = jax.jit(grad)(hidden, embedding, targets)
-loss_lib.LOGITS_AT_ONCE = B * 4 * V // 8
-for sizes in (4, 2, 1), (2, 2, 2):
-  mesh = jax.make_mesh(
-    sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
-  )
-  batch = NamedSharding(mesh, P(("data", "fsdp")))
-  table = NamedSharding(mesh, P("tensor", "fsdp"))
-  compiled = jax.jit(
-    lambda *args: grad(*args, 8),
-    in_shardings=(batch, table, batch),
-    out_shardings=(None, (batch, table)),
-  ).lower(hidden, embedding, targets).compile()
-  text = compiled.as_text()
-  assert "while(" in text
-  gathered = re.findall(r"= (\\w+\\[[\\d,]*\\])\\S* all-gather\\(", text)
-  moved = re.findall(r"(?:all-to-all|collective-permute)\\(", text)
-  # The table's features and nothing else: no row of the batch leaves its device.
-  wanted = f"f32[{V // sizes[2]},{D}]"
-  assert set(gathered) == {wanted}, gathered
-  assert not moved, text
-  args = jax.device_put((hidden, embedding, targets), (batch, table, batch))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-    compiled(*args),
-    expected,
-  )
-print("same")
-"""
-
-
-class DevicesTest(chex.TestCase):
-  def test_each_device_works_on_its_own_rows(self):
-    env = os.environ | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-      "JAX_PLATFORMS": "cpu",
-      "NPROC": "16",  # with as few threads as devices, XLA's may all wait
-    }
-    result = subprocess.run(
-      [sys.executable, "-c", ON_EIGHT_DEVICES],
-      env=env,
-      cwd=pathlib.Path(__file__).parents[2],
-      capture_output=True,
-      text=True,
-    )
-    self.assertEqual(result.stdout, "same\n", result.stderr)

@@ -5,20 +5,20 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from unittest import mock
 
 from absl.testing import parameterized
 import chex
+import pytest
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.training import processes
 from gpt2_flax.training.workdir import load_run
+from tests import forked
 from tests.reliability.runs import checkpoint_steps, free_port
 
-ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 60
 BATCH_SIZE = 8
 TINY = (
@@ -56,26 +56,9 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def start(reads: pathlib.Path, *flags: str, num_devices: int = 1) -> subprocess.Popen:
-  environment = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-    "NPROC": "4",  # with as few threads as devices, XLA's may all wait
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
-  }
-  return subprocess.Popen(
-    [sys.executable, "-c", COUNTING, str(reads), *TINY, *flags],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=ROOT,
-    env=os.environ | environment,
-  )
-
-
-def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-  out, err = process.communicate(timeout=200)
-  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def start(reads: pathlib.Path, *flags: str, num_devices: int = 1) -> forked.Process:
+  arguments = "-c", COUNTING, str(reads), *TINY, *flags
+  return forked.start(*arguments, **forked.on_devices(num_devices))
 
 
 def records(workdir: pathlib.Path) -> list[dict]:
@@ -92,7 +75,7 @@ class ProcessesTest(chex.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
-  def start_two(self, workdir: pathlib.Path) -> list[subprocess.Popen]:
+  def start_two(self, workdir: pathlib.Path, *flags: str) -> list[forked.Process]:
     port = free_port()
     both = [
       start(
@@ -101,6 +84,7 @@ class ProcessesTest(chex.TestCase):
         f"--coordinator=localhost:{port}",
         "--num_processes=2",
         f"--process_id={i}",
+        *flags,
       )
       for i in range(2)
     ]
@@ -108,8 +92,10 @@ class ProcessesTest(chex.TestCase):
       self.addCleanup(process.kill)
     return both
 
-  def finish_two(self, workdir: pathlib.Path) -> list[subprocess.CompletedProcess]:
-    ended = [finish(process) for process in self.start_two(workdir)]
+  def finish_two(
+    self, workdir: pathlib.Path, *flags: str
+  ) -> list[subprocess.CompletedProcess]:
+    ended = [forked.finish(process) for process in self.start_two(workdir, *flags)]
     for process in ended:
       self.assertEqual(process.returncode, 0, process.stderr)
     return ended
@@ -123,70 +109,63 @@ class ProcessesTest(chex.TestCase):
         self.assertIsNone(process.poll(), "ended before it could be sent a signal")
       time.sleep(0.002)
     both[which].send_signal(number)
-    return [finish(process) for process in both]
+    return [forked.finish(process) for process in both]
 
   def reads(self, name: str) -> list[int]:
     return [int(line) for line in (self.folder / name).read_text().splitlines()]
 
   def test_two_processes_are_one_run(self):
-    one, devices, two, stopped = (
-      self.folder / name for name in ("one", "devices", "two", "stopped")
-    )
-    alone = [
-      start(self.folder / "reads", f"--workdir={one}"),
-      start(self.folder / "reads_", f"--workdir={devices}", num_devices=2),
-    ]
-    for process in alone:
-      self.assertEqual(finish(process).returncode, 0)
-    first, second = self.finish_two(two)
+    one, two = self.folder / "one", self.folder / "two"
+    short = ("--config.train.num_steps=20", "--config.eval.every_steps=10")
+    alone = start(self.folder / "reads", *short, f"--workdir={one}")
+    first, second = self.finish_two(two, *short)
+    self.assertEqual(forked.finish(alone).returncode, 0)
     self.assertEqual((first.stderr, second.stderr), ("", ""))
-
-    # The same losses
-    for name in ("train/loss", "val/loss"):
-      expected = values(one, name)
-      self.assertIn(NUM_STEPS, expected)
-      chex.assert_trees_all_close(values(devices, name), expected, rtol=1e-5)
-      chex.assert_trees_all_close(values(two, name), expected, rtol=1e-5)
-    self.assertEqual(values(two, "val/floor"), values(one, "val/floor"))
+    self.assert_same_losses(two, one, 20)
 
     # Each has read its half of each batch
     order = self.reads("reads")
     for i in range(2):
       half = [
         order[step * BATCH_SIZE + row]
-        for step in range(NUM_STEPS)
+        for step in range(20)
         for row in range(i * BATCH_SIZE // 2, (i + 1) * BATCH_SIZE // 2)
       ]
       self.assertEqual(self.reads(f"reads{i}")[: len(half)], half)
 
     # One of them speaks (gloo, which connects them, greets by itself)
     self.assertIn("2 device(s) of 2 process(es); starts at step 0", first.stdout)
-    self.assertIn(f"done: {NUM_STEPS} steps", first.stdout)
+    self.assertIn("done: 20 steps", first.stdout)
     said = [line for line in second.stdout.splitlines() if "[Gloo]" not in line]
     self.assertEqual(said, [])
 
-    # A signal to one stops both after the same step
-    ended = self.signal_one(stopped, which=1, step=5, number=signal.SIGTERM)
-    for process in ended:
-      self.assertEqual((process.returncode, process.stderr), (128 + 15, ""))
-    self.assertRegex(ended[0].stdout, "stopped by SIGTERM after step ")
-    step = int(ended[0].stdout.split("after step ")[1].split(";")[0])
-    self.assertEqual(checkpoint_steps(stopped)[-1], step)
-    self.assertLess(step, NUM_STEPS)
+  def test_a_signal_to_one_stops_both_after_the_same_step(self):
+    self.stop_by_sigterm(self.folder / "stopped")
 
-    # One that is killed takes the other with it (or stalls: tests/reliability/stalls)
+  @pytest.mark.slow
+  def test_in_the_end_nothing_shows_that_anything_happened(self):
+    devices, two, stopped = (
+      self.folder / name for name in ("devices", "two", "stopped")
+    )
+    alone = start(self.folder / "reads", f"--workdir={devices}", num_devices=2)
+    self.assertEqual(forked.finish(alone).returncode, 0)
+    self.finish_two(two)
+    self.assert_same_losses(two, devices, NUM_STEPS)
+
+    # Stopped, killed (it takes the other with it, as does one that stalls: see
+    # tests/reliability/stalls), and its newest checkpoint damaged
+    self.stop_by_sigterm(stopped)
     ended = self.signal_one(stopped, which=0, step=45, number=signal.SIGKILL)
     self.assertEqual(ended[0].returncode, -signal.SIGKILL)
     self.assertEqual(ended[1].returncode, 1)
     self.assertStartsWith(ended[1].stderr, "error: process 0 does not answer: ")
-
-    # And in the end nothing shows that anything happened; nor does damage
     *_, before, newest = checkpoint_steps(stopped)
     (stopped / "checkpoints" / str(newest) / "state" / "_METADATA").unlink()
     first, second = self.finish_two(stopped)
     self.assertIn(f"checkpoints/{newest} is damaged", first.stderr)
     self.assertNotIn("damaged", second.stderr)
     self.assertIn(f"goes on from step {before} ", first.stdout)
+
     for name in ("train/loss", "val/loss", "val/sample", "val/possible_share"):
       self.assertEqual(values(stopped, name), values(two, name))
     steps = [r["step"] for r in records(stopped) if "train/loss" in r]
@@ -194,6 +173,22 @@ class ProcessesTest(chex.TestCase):
     _, expected, _ = load_run(two)
     _, params, _ = load_run(stopped)
     chex.assert_trees_all_equal(params, expected)
+
+  def assert_same_losses(self, workdir: pathlib.Path, same: pathlib.Path, last: int):
+    for name in ("train/loss", "val/loss"):
+      expected = values(same, name)
+      self.assertIn(last, expected)
+      chex.assert_trees_all_close(values(workdir, name), expected, rtol=1e-5)
+    self.assertEqual(values(workdir, "val/floor"), values(same, "val/floor"))
+
+  def stop_by_sigterm(self, workdir: pathlib.Path):
+    ended = self.signal_one(workdir, which=1, step=5, number=signal.SIGTERM)
+    for process in ended:
+      self.assertEqual((process.returncode, process.stderr), (128 + 15, ""))
+    self.assertRegex(ended[0].stdout, "stopped by SIGTERM after step ")
+    step = int(ended[0].stdout.split("after step ")[1].split(";")[0])
+    self.assertEqual(checkpoint_steps(workdir)[-1], step)
+    self.assertLess(step, NUM_STEPS)
 
 
 SLURM = {
@@ -253,8 +248,7 @@ class MeetTest(chex.TestCase):
       "processes.MEET_SECONDS = 2\n"
       f"with processes.joined(processes.{place}): pass\n"
     )
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    ended = forked.finish(forked.start("-c", code))
     self.assertEqual(ended.returncode, 1)
     line = f"error: 2 processes did not meet at {place.coordinator} within 2 s: "
     self.assertStartsWith(ended.stderr, line)

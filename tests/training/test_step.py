@@ -1,9 +1,5 @@
 """The training step: its loss, its accumulation, its care for bad batches."""
 
-import os
-import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 from absl.testing import parameterized
@@ -56,6 +52,7 @@ def setup(
   accumulation_steps: int = 1,
   rate: float = 0.1,
   max_loss_jump: float = 0.0,
+  mesh: jax.sharding.Mesh | None = None,
 ):
   train = TrainConfig(
     num_steps=10,
@@ -66,7 +63,7 @@ def setup(
     max_skipped_steps=0,
     max_loss_jump=max_loss_jump,
   )
-  mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1), train)
+  mesh = mesh or make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1), train)
   optimizer = optax.sgd(rate)
   abstract = abstract_state(model, optimizer, mesh)
   state = init_state(model, optimizer, 0, abstract)
@@ -202,39 +199,3 @@ class StepTest(chex.TestCase):
     for _ in range(300):
       state, metrics = step(state, examples)
     self.assertLess(metrics["train/loss"], 0.02)
-
-
-ON_FOUR_DEVICES = """
-from gpt2_flax.training import loss as loss_lib
-from tests.training import test_step
-
-for pieces in 1, 2:
-  for logits_at_once in 2**28, 2 * 11:
-    loss_lib.LOGITS_AT_ONCE = logits_at_once
-    state, step, _ = test_step.setup(test_step.MODEL, pieces)
-    assert step.lower(state, test_step.batch(0)).as_text().count("num_partitions = 4")
-    for seed in range(3):
-      state, metrics = step(state, test_step.batch(seed))
-    print(f"{metrics['train/loss']:.5f} {metrics['train/grad_norm']:.4f}")
-"""
-
-
-class DevicesTest(chex.TestCase):
-  def test_several_take_the_step_of_one_in_pieces_and_chunks_too(self):
-    state, step, _ = setup(MODEL)
-    for seed in range(3):
-      state, metrics = step(state, batch(seed))
-    expected = f"{metrics['train/loss']:.5f} {metrics['train/grad_norm']:.4f}\n"
-    env = os.environ | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-      "JAX_PLATFORMS": "cpu",
-      "NPROC": "8",  # with as few threads as devices, XLA's may all wait
-    }
-    result = subprocess.run(
-      [sys.executable, "-c", ON_FOUR_DEVICES],
-      env=env,
-      cwd=pathlib.Path(__file__).parents[2],
-      capture_output=True,
-      text=True,
-    )
-    self.assertEqual(result.stdout, 4 * expected, result.stderr)
