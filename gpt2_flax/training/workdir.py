@@ -73,10 +73,12 @@ def _lock(path: pathlib.Path) -> TextIO:
       pass  # its owner has just left and removed it
     except BlockingIOError:
       if time.monotonic() > patience:
-        file.seek(0)
+        with file:
+          file.seek(0)
+          owner = file.read().strip()
         raise InputError(
-          f"--workdir={path.parent} is in use by {file.read().strip()}: wait for its"
-          " end, stop it, or choose another"
+          f"--workdir={path.parent} is in use by {owner}: wait for its end, stop it, or"
+          " choose another"
         ) from None
       time.sleep(0.1)
     except OSError as error:

@@ -107,9 +107,8 @@ class DoorTest(chex.TestCase):
   def setUp(self):
     super().setUp()
     self.gone = threading.Event()
-    self.enterContext(
-      mock.patch.object(watch, "_end_without", lambda processes: self.gone.set())
-    )
+    gone = mock.patch.object(watch, "_end_without", side_effect=self.end)
+    self.enterContext(gone)
     self.server = self.enterContext(socket.create_server(("127.0.0.1", 0)))
     self.watching = Watch(1, 2)
     host, port = self.server.getsockname()
@@ -118,6 +117,11 @@ class DoorTest(chex.TestCase):
     host, _, port = door.rpartition(":")
     self.near = self.enterContext(socket.create_connection((host, int(port)), 20))
     self.far = self.enterContext(self.server.accept()[0])
+    self.addCleanup(self.watching.leaving.set)  # first: its threads end nothing later
+
+  def end(self, processes: str):
+    self.assertEqual(processes, "0")
+    self.gone.set()
 
   def test_carries_both_ways(self):
     for one, other in ((self.near, self.far), (self.far, self.near)):
@@ -132,7 +136,10 @@ class DoorTest(chex.TestCase):
   def test_where_this_one_has_said_good_bye_it_is_no_death(self):
     self.watching.leaving.set()
     self.far.close()
-    self.assertEqual(self.near.recv(5), b"")
+    for thread in threading.enumerate():
+      if "_inward" in thread.name:  # it reads what comes from process 0
+        thread.join(20)
+        self.assertFalse(thread.is_alive())
     self.assertFalse(self.gone.is_set())
 
 

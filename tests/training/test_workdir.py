@@ -16,7 +16,6 @@ from gpt2_flax.training import workdir as workdir_module
 from gpt2_flax.training.workdir import locked
 from tests import forked
 
-
 HOLD = """
 import pathlib, sys
 from gpt2_flax.training.workdir import locked
