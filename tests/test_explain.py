@@ -8,7 +8,7 @@ import tempfile
 import chex
 
 from gpt2_flax.datasets import CONFIGS
-from tests.test_doors import call
+from tests.test_doors import call, really_call
 
 
 def read_data(path: pathlib.Path) -> dict:
@@ -34,7 +34,7 @@ class ExplainTest(chex.TestCase):
     assert done.returncode == 0, done.stderr
 
   def test_default_is_a_validation_sequence_in_the_runs_folder(self):
-    made = call("explain.py", f"--workdir={self.run_}")
+    made = really_call("explain.py", f"--workdir={self.run_}")
     self.assertEqual(made.returncode, 0, made.stderr)
     path = self.run_ / "explain.html"
     size = path.stat().st_size

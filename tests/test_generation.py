@@ -202,6 +202,10 @@ class GenerateTest(chex.TestCase):
     (dict(num_tokens=0), "num_tokens is 0"),
     (dict(prompts=[[1], [1] * 40]), "a prompt has 40 tokens.*context_length.* 40"),
     (dict(sampling=Sampling()), "key is None"),
+    (dict(prompts=[[1], [3, 11]]), "prompts: token id is 11: must be 0 to 10"),
+    (dict(prompts=[[-1]]), "prompts: token id is -1: must be 0 to 10"),
+    (dict(prompts=[[2**63]]), "prompts: token id is 9223372036854775808: must be"),
+    (dict(stop_ids=[11]), "stop_ids: token id is 11: must be 0 to 10"),
     (dict(overflow="slid"), "overflow 'slid': did you mean 'slide'"),
   )
   def test_refuses(self, arguments, message):

@@ -125,6 +125,10 @@ class ErrorsTest(chex.TestCase):
     with self.assertRaisesRegex(InputError, "character 'é' is not among the 2"):
       CharTokenizer("ab").encode("abéa")
 
+  def test_half_of_a_surrogate_pair_is_no_text(self):
+    with self.assertRaisesRegex(InputError, "text that is not Unicode"):
+      ByteTokenizer().encode("a\ud800")
+
   def test_word_given_twice(self):
     with self.assertRaisesRegex(InputError, "words: each .* once"):
       WordTokenizer(("a", "b", "a"))

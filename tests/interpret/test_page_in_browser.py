@@ -1,7 +1,4 @@
-"""The page as its reader has it: in a real browser, from a file.
-
-What tokens that would like to be code do to it: `tests/reliability/injection.py`.
-"""
+"""The page as its reader has it: in a real browser, from a file."""
 
 import pathlib
 import tempfile
@@ -16,6 +13,8 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.interpret.browser import launch
 from tests.interpret.test_page import make
+from tests.reliability import injection
+from tests.reliability.campaign import Tally
 
 
 def numbers(texts: list[str]) -> list[float]:
@@ -106,6 +105,12 @@ class PageInBrowserTest(chex.TestCase):
     self.assertLen(self.trouble, 2)  # the browser says that it refused both
     for refused in self.trouble:
       self.assertIn("Content Security Policy", refused)
+
+  def test_tokens_that_would_like_to_be_code_are_text(self):
+    names, tally = list(injection.TOKENS[: injection.CONTEXT]), Tally()
+    injection.show(self.browser, self.folder / "evil.html", names, tally, (0, 40))
+    self.assertEqual(tally.failures, [])
+    self.assertGreater(tally.held, len(names))
 
   def test_opens_with_the_head_that_matters_most_and_the_last_token(self):
     self.open()

@@ -4,6 +4,7 @@ It is made as explain.py makes it and opened in a real browser, beside the same 
 with harmless words: text may differ, nothing else.
 """
 
+from collections.abc import Collection
 import contextlib
 import pathlib
 import random as random_module
@@ -135,7 +136,7 @@ def page(folder: pathlib.Path, random: random_module.Random, full: bool) -> Tall
       for start in range(0, len(tokens) if full else 1, CONTEXT):
         names = (tokens + tokens)[start : start + CONTEXT]
         with tally.attempt(f"the page of {names[0]!r}, ..."):
-          _show(browser, folder / "page.html", names, tally)
+          show(browser, folder / "page.html", names, tally)
     shown = len(tokens) if full else CONTEXT
     tally.measured = f"{shown} tokens shown as text in a browser"
   except unittest.SkipTest as skipped:
@@ -143,10 +144,14 @@ def page(folder: pathlib.Path, random: random_module.Random, full: bool) -> Tall
   return tally
 
 
-def _show(
-  browser: sync_api.Browser, path: pathlib.Path, names: list[str], tally: Tally
+def show(
+  browser: sync_api.Browser,
+  path: pathlib.Path,
+  names: list[str],
+  tally: Tally,
+  clicked: Collection[int] = range(CONTEXT),
 ) -> None:
-  """A model whose tokens have these names, on its page."""
+  """A model whose tokens have these names, on its page; some of them are clicked."""
   config = GPT2Config(
     len(names), CONTEXT, num_layers=1, num_heads=2, embed_dim=8, mlp_dim=8
   )
@@ -161,7 +166,7 @@ def _show(
       with contextlib.closing(Visit(browser, path)) as visit:
         structures.append(visit.structure)
         if data is evil:
-          visit.look(names, tally)
+          visit.look(names, tally, clicked)
   except sync_api.Error as error:  # as when a page goes elsewhere
     raise AssertionError(str(error)) from error
   assert structures[0] == structures[1], "the tokens made elements or attributes"
@@ -209,8 +214,8 @@ class Visit:
     self.trouble.append("a dialog")
     dialog.dismiss()
 
-  def look(self, names: list[str], tally: Tally) -> None:
-    """Clicks at every token, hovers over it, and follows links."""
+  def look(self, names: list[str], tally: Tally, clicked: Collection[int]) -> None:
+    """Reads every token, clicks at some, and follows links."""
     buttons = self.tab.locator("#tokens button")
     texts = buttons.all_text_contents()
     with tally.attempt(f"title {names[0]!r}"):
@@ -219,6 +224,8 @@ class Visit:
     for place, name in enumerate(names):
       with tally.attempt(f"token {name!r}"):
         assert texts[place] == _visible(name), f"shown as {texts[place]!r}"
+        if place not in clicked:
+          continue
         buttons.nth(place).click()
         said = self.tab.locator("#step-mix .chosen").first.text_content()
         assert said == f"“{_visible(name)}”", f"selected, shown as {said!r}"
