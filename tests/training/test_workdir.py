@@ -11,8 +11,11 @@ from unittest import mock
 from absl import logging
 import chex
 
+from configs import toy
 from gpt2_flax.errors import InputError
+from gpt2_flax.training import loop
 from gpt2_flax.training import workdir as workdir_module
+from gpt2_flax.training.config import parse
 from gpt2_flax.training.workdir import locked
 from tests import forked
 
@@ -51,6 +54,18 @@ class LockedTest(chex.TestCase):
     with locked(self.workdir):  # it has left
       self.assertIn(f"process {os.getpid()} on", (self.workdir / "lock").read_text())
     self.assertEqual(self.content(), {})
+
+  def test_training_is_refused_before_anything_is_written(self):
+    config, dataset = parse(toy.get_config())
+    with forked.start("-c", HOLD, str(self.workdir)) as first:
+      self.assertEqual(first.stdout.readline(), "in\n")
+      before = self.content()
+      with (
+        mock.patch.object(workdir_module, "LOCK_SECONDS", 0.2),
+        self.assertRaisesRegex(InputError, "is in use by"),
+      ):
+        loop.train(config, dataset, self.workdir)
+      self.assertEqual(self.content(), before)
 
   def test_a_lock_that_a_killed_run_has_left_keeps_nobody_out(self):
     with forked.start("-c", HOLD, str(self.workdir)) as first:
