@@ -27,8 +27,8 @@ class RowsTest(chex.TestCase):
   def test_holds(self, row):
     self.assert_holds(row)
 
-  @pytest.mark.slow
   @parameterized.named_parameters(named({row.number for row in ROWS} - {*QUICK}))
+  @pytest.mark.slow
   def test_holds_too(self, row):
     self.assert_holds(row)
 
