@@ -7,12 +7,12 @@ Two CPU cores: half a minute; val/gap at most 0.01 nats a token.
 
 from ml_collections import ConfigDict
 
-from configs import toy
+from gpt2_flax.training import default_config
 
 
 def get_config() -> ConfigDict:
-  """Changes to `toy`."""
-  config = toy.get_config()
+  """Changes to the default."""
+  config = default_config.get_config()
   with config.unlocked():
     config.data = ConfigDict()
     config.data.name = "markov"

@@ -327,10 +327,10 @@ def control_flow_svg(config: GPT2Config) -> str:
 
 def default_svg() -> str:
   """The picture of the model that train.py trains unless told otherwise."""
-  from configs import toy
   from gpt2_flax.training.config import parse
+  from gpt2_flax.training.default_config import get_config
 
-  experiment, _ = parse(toy.get_config())
+  experiment, _ = parse(get_config())
   return control_flow_svg(experiment.model)
 
 
