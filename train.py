@@ -1,51 +1,6 @@
-"""Trains a GPT-2 on the data that a config names.
+"""gpt2_flax/doors/train.py, in a checkout."""
 
-    python train.py                                      the default, configs/toy.py
-    python train.py --config=configs/markov.py           another experiment
-    python train.py --config.model.num_heads=8           with one thing changed
-    python train.py --workdir=runs/mine                  somewhere else
-    python train.py --coordinator=host:1234 --num_processes=2 --process_id=0
-                                                         one of several processes
-
-The same command again goes on where an interrupted run stopped.
-"""
-
-import pathlib
-
-from absl import flags
-
-from gpt2_flax import command_line
-
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where the run lives; default runs/<config name>."
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT where process 0 listens; clusters know by themselves."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
-
-
-def main() -> int:
-  """Checks the config, trains, says how it went."""
-  from gpt2_flax.training import config, loop, processes  # slow: after the flags
-
-  place = processes.find_place(
-    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  )
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
-  experiment, dataset = config.parse(flags.FLAGS.config)
-
-  def train() -> int:
-    result = loop.train(experiment, dataset, workdir)
-    print(result.summary(workdir))
-    return 128 + result.stopped_by if result.stopped_by else 0
-
-  # Until the first step nothing is half written, and compiling may take minutes.
-  command_line.leave_on_signals(on_the_spot=True)
-  with processes.joined(place):
-    return command_line.guarded(train)  # an error's line must be out before it leaves
-
+from gpt2_flax.doors import command_line, train
 
 if __name__ == "__main__":
-  command_line.run(main, pathlib.Path(__file__).parent / "configs" / "toy.py")
+  command_line.run(train.main)

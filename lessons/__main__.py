@@ -5,7 +5,11 @@ import sys
 from types import ModuleType
 
 from gpt2_flax.atomic_files import write_text
-from gpt2_flax.command_line import guarded, keep_compiled_programs, leave_on_signals
+from gpt2_flax.doors.command_line import (
+  guarded,
+  keep_compiled_programs,
+  leave_on_signals,
+)
 from gpt2_flax.errors import InputError, unknown_name
 from lessons import LESSONS
 from lessons.report import FOLDER, Report, show

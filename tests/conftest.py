@@ -5,7 +5,7 @@ import tempfile
 
 import jax
 
-from gpt2_flax.command_line import keep_compiled_programs
+from gpt2_flax.doors.command_line import keep_compiled_programs
 from tests import forked
 
 os.environ.setdefault("XLA_FLAGS", forked.COMPILE_SOON)

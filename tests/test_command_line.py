@@ -12,7 +12,7 @@ from tests import forked
 DOOR = """
 import pathlib, sys, time
 from gpt2_flax.atomic_files import replacing
-from gpt2_flax import command_line
+from gpt2_flax.doors import command_line
 
 folder = pathlib.Path(sys.argv.pop())
 

@@ -17,7 +17,7 @@ import unittest
 
 from absl import app, flags, logging
 
-from gpt2_flax import command_line
+from gpt2_flax.doors import command_line
 from tests import forked
 from tests.reliability.rows import ROWS
 

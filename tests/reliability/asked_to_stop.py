@@ -27,7 +27,7 @@ STEP = "gpt2_flax.training.loop:put_batch"  # comes right before a step
 # In the order of a run: the function it enters, how often it does so before the signal
 # comes, and how many seconds later that is, both at most.
 PHASES = {
-  "importing": ("gpt2_flax.command_line:keep_compiled_programs", 1, 2.0),
+  "importing": ("gpt2_flax.doors.command_line:keep_compiled_programs", 1, 2.0),
   "building the text cache": ("gpt2_flax.tokenizers:CharTokenizer.encode", 3, 0.1),
   "reading the text": ("gpt2_flax.datasets.token_cache:tokenize", 1, 0.1),
   "compiling": (STEP, 1, 0.1),

@@ -19,6 +19,9 @@ from ml_collections import config_flags, ConfigDict
 from gpt2_flax.atomic_files import remove_unfinished
 from gpt2_flax.cache import cache_folder
 from gpt2_flax.errors import InputError, RunError, unknown_name
+from gpt2_flax.training import default_config
+
+flags.disclaim_key_flags()  # what is defined here belongs to the door that asks for it
 
 # config_flags raises all of these for what is simply a mistyped flag
 _FLAG_ERRORS = (
@@ -26,28 +29,27 @@ _FLAG_ERRORS = (
   LookupError,
   AttributeError,
   TypeError,
-  ValueError,
   OSError,
+  ImportError,
+  InputError,
 )
 _VALUE_NAMES = {int: "an integer", float: "a number", bool: "true or false"}
 
 
-def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> None:
+def run(main: Callable[[], int]) -> NoReturn:
   """Parses the flags, calls main, and exits with what it returns.
 
   Args:
-    main: raises InputError for bad input, RunError for a run that cannot go on.
-    default_config: defines a flag --config, this file unless given otherwise.
+    main: a door's; raises InputError for bad input, RunError for a run that cannot go
+      on. Of --help, the docstring and the flags of its module come first.
   """
   leave_on_signals()
-  if default_config:
-    # No default of its own: the flag would load it while it is being defined, before
-    # anyone could catch what is wrong with it.
-    config_flags.DEFINE_config_file(
-      "config", None, f"The experiment, a file; default {default_config.name}."
-    )
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
-    sys.argv[1:] = _config_first(sys.argv[1:], default_config)
+  door = sys.modules[main.__module__]
+  sys.modules["__main__"].__doc__ = door.__doc__
+  for flag in flags.FLAGS.get_key_flags_for_module(door):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  if "config" in flags.FLAGS:
+    sys.argv[1:] = _config_first(sys.argv[1:])
   logging.set_verbosity(logging.WARNING)
 
   def begin(_) -> int:
@@ -90,9 +92,18 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _config_first(args: list[str], default: pathlib.Path) -> list[str]:
+def define_config_flag() -> None:
+  """--config and --config.key, of the door that calls this."""
+  # No default of its own: the flag would load it while it is being defined, before
+  # anyone could catch what is wrong with it.
+  config_flags.DEFINE_config_file(
+    "config", None, "The experiment, a file; default: the toy."
+  )
+
+
+def _config_first(args: list[str]) -> list[str]:
   """--config=FILE before the --config.key=value that change it, in any order given."""
-  path = "" if args[-1:] in (["--config"], ["-config"]) else str(default)
+  path = "" if args[-1:] in (["--config"], ["-config"]) else default_config.__file__
   rest = []
   for i, arg in enumerate(args):
     if arg.startswith(("--config=", "-config=")):
@@ -107,17 +118,20 @@ def _config_first(args: list[str], default: pathlib.Path) -> list[str]:
 def config_name() -> str:
   """What --config names, fit for a folder: configs/gpt2.py:small -> gpt2-small."""
   path = pathlib.Path(flags.FLAGS["config"].config_filename)
+  if path == pathlib.Path(default_config.__file__):
+    return "toy"
   return path.name.replace(".py", "").replace(":", "-")
 
 
 def define_model_flags() -> None:
-  """--workdir and --pretrained, of which `load_model` wants exactly one."""
+  """--workdir and --pretrained, of which `load_model` wants exactly one.
+
+  They are the flags of the door that calls this.
+  """
   flags.DEFINE_string("workdir", None, "A run: what train.py wrote.")
   flags.DEFINE_string(
     "pretrained", None, "Weights: a folder in Hugging Face's layout, or a hub id."
   )
-  for name in ("workdir", "pretrained"):
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def load_model() -> tuple[Any, Any, Any]:
@@ -160,16 +174,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS:
       flags.FLAGS.config.keys()  # a file that could not be loaded says so only now
-  except (
-    flags.Error,
-    LookupError,
-    AttributeError,
-    TypeError,
-    OSError,
-    InputError,
-  ) as e:
-    # config_flags raises all of these for what is simply a mistyped flag
-    _fail(_explain(argv, e), 2)
+  except _FLAG_ERRORS as error:
+    _fail(_explain(argv, error), 2)
   if len(positional) > 1:
     _fail(f"unexpected argument {positional[1]!r}: only --flags are taken", 2)
   return positional
@@ -202,6 +208,8 @@ def _load_config(path: str) -> ConfigDict:
   except TypeError as error:
     file, _, argument = path.partition(":")
     raise InputError(f"--config={path}: {file} takes no {argument!r}") from error
+  except ImportError as error:
+    raise InputError(f"--config={path}: {error}") from error
   except ValueError as error:
     # raised anew by the parser, with the file's own error as context
     raise InputError(f"--config={path}: {error.__context__ or error}") from error

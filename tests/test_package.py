@@ -1,0 +1,152 @@
+"""The package stands without its checkout, and its imports run one way."""
+
+import ast
+import fnmatch
+import graphlib
+import pathlib
+import pkgutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+
+from absl.testing import parameterized
+import chex
+
+from gpt2_flax.doors import DOORS
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "gpt2_flax"
+OUTSIDE = {"configs", "lessons", "benchmarks", "tests", *DOORS}
+# Each may import what stands in the rows below its own, and from within itself.
+ROWS = [row.split() for row in (
+  "__main__",
+  "doors",
+  "interpret",
+  "training",
+  "generation pretrained",
+  "hub_folder datasets",
+  "tokenizers transformer",
+  "layer_stacking multihead_attention tokenizer_limits",
+  "flash_attention",
+  "self_attention",
+  "positional_encoding linear dropout",
+  "atomic_files cache json_files",
+  "errors",
+  "terminal",
+)]  # fmt: skip
+
+
+def module_of(path: pathlib.Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+  """The modules that a file imports, anywhere in it."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path} imports relatively"
+      names = {f"{node.module}.{alias.name}" for alias in node.names}
+      found |= {name if name in MODULES else node.module for name in names}
+  return found
+
+
+IMPORTS = {module: imports(path) for module, path in MODULES.items()}
+
+
+class ImportsTest(chex.TestCase):
+  def test_nothing_outside_of_the_package(self):
+    for module, imported in IMPORTS.items():
+      firsts = {name.partition(".")[0] for name in imported}
+      self.assertEqual(firsts & OUTSIDE, set(), module)
+
+  def test_one_way(self):
+    row_of = {name: number for number, row in enumerate(ROWS) for name in row}
+    parts = {name.split(".")[1] for name in MODULES if "." in name}
+    self.assertEqual(set(row_of), parts)
+    for module, imported in IMPORTS.items():
+      if module == "gpt2_flax":  # imports its parts when they are asked for
+        self.assertEqual(imported, {"importlib", "typing"})
+        continue
+      part = module.split(".")[1]
+      theirs = {name.split(".")[1] for name in imported & MODULES.keys() if "." in name}
+      for other in theirs - {part}:
+        self.assertGreater(row_of[other], row_of[part], f"{module} imports {other}")
+
+  def test_no_circle(self):
+    inside = {module: found & MODULES.keys() for module, found in IMPORTS.items()}
+    graphlib.TopologicalSorter(inside).prepare()  # raises CycleError
+
+
+class WheelTest(chex.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+  def test_commands_are_there(self):
+    scripts = self.project["project"]["scripts"]
+    self.assertIn("gpt2-flax", scripts)
+    for target in scripts.values():
+      self.assertTrue(callable(pkgutil.resolve_name(target)), target)
+
+  def test_every_file_is_packaged(self):
+    setuptools = self.project["tool"]["setuptools"]
+    for path in PACKAGE.rglob("*"):
+      if path.is_dir() or path.suffix == ".py" or "__pycache__" in path.parts:
+        continue
+      self.assertTrue((path.parent / "__init__.py").exists(), path)
+      package = ".".join(path.parent.relative_to(ROOT).parts)
+      patterns = setuptools["package-data"].get(package, [])
+      self.assertTrue(any(fnmatch.fnmatch(path.name, p) for p in patterns), path)
+
+
+def call(*args: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, *args], capture_output=True, text=True, cwd=ROOT, check=False
+  )
+
+
+class CommandTest(chex.TestCase):
+  def test_lists_the_doors_at_once(self):
+    listed = call("-X", "importtime", "-m", "gpt2_flax", "--help")
+    self.assertEqual(listed.returncode, 0, listed.stderr)
+    for name in DOORS:
+      first = ast.get_docstring(
+        ast.parse((PACKAGE / "doors" / f"{name}.py").read_text())
+      )
+      self.assertIn(first.splitlines()[0], listed.stdout)
+    self.assertIn(" gpt2_flax.doors\n", listed.stderr)
+    self.assertNotIn(" jax\n", listed.stderr)
+
+  def test_is_the_door(self):
+    helped = call("-m", "gpt2_flax", "train", "--help")
+    self.assertIn("gpt2-flax train --workdir=runs/mine", helped.stdout)
+
+  def test_a_config_that_lacks_a_module_gives_one_line(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    config = pathlib.Path(folder) / "mine.py"
+    config.write_text("import no_such_module\n")
+    bad = call("-m", "gpt2_flax", "train", f"--config={config}")
+    self.assertEqual(bad.returncode, 2, bad.stderr)
+    message = f"error: --config={config}: No module named 'no_such_module'\n"
+    self.assertEqual(bad.stderr, message)
+
+  @parameterized.parameters(
+    ([], "error: name a door: train, sample, evaluate, explain, export; --help"),
+    (["trian", "--workdir=x"], "error: unknown door 'trian': did you mean 'train'?"),
+    (["sample", "--workdr=x"], "error: unknown flag '--workdr': did you mean"),
+  )
+  def test_bad_input_gives_one_line(self, args, message):
+    bad = call("-m", "gpt2_flax", *args)
+    self.assertEqual(bad.returncode, 2, bad.stderr)
+    self.assertEqual(bad.stderr.count("\n"), 1, bad.stderr)
+    self.assertStartsWith(bad.stderr, message)
+    self.assertEqual(bad.stdout, "")
