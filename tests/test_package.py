@@ -130,19 +130,24 @@ class CommandTest(chex.TestCase):
     helped = call("-m", "gpt2_flax", "train", "--help")
     self.assertIn("gpt2-flax train --workdir=runs/mine", helped.stdout)
 
-  def test_a_config_that_lacks_a_module_gives_one_line(self):
+  @parameterized.parameters(
+    ("import no_such_module", "No module named 'no_such_module'"),
+    ("def get_config(): return {}", "get_config must return a ConfigDict"),
+  )
+  def test_a_config_that_is_none_gives_one_line(self, content, message):
     folder = self.enterContext(tempfile.TemporaryDirectory())
     config = pathlib.Path(folder) / "mine.py"
-    config.write_text("import no_such_module\n")
+    config.write_text(content)
     bad = call("-m", "gpt2_flax", "train", f"--config={config}")
     self.assertEqual(bad.returncode, 2, bad.stderr)
-    message = f"error: --config={config}: No module named 'no_such_module'\n"
-    self.assertEqual(bad.stderr, message)
+    self.assertEqual(bad.stderr, f"error: --config={config}: {message}\n")
 
   @parameterized.parameters(
     ([], "error: name a door: train, sample, evaluate, explain, export; --help"),
     (["trian", "--workdir=x"], "error: unknown door 'trian': did you mean 'train'?"),
     (["sample", "--workdr=x"], "error: unknown flag '--workdr': did you mean"),
+    (["sample", "--config=x"], "error: unknown flag '--config': "),
+    (["sample", "--config.seed=1"], "error: unknown flag '--config.seed': "),
   )
   def test_bad_input_gives_one_line(self, args, message):
     bad = call("-m", "gpt2_flax", *args)

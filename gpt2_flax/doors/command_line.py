@@ -86,7 +86,7 @@ def keep_compiled_programs() -> None:
   """
   import jax  # slow: after the flags
 
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values["jax_compilation_cache_dir"] is None:
     folder = cache_folder() / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -117,7 +117,7 @@ def _config_first(args: list[str]) -> list[str]:
 
 def config_name() -> str:
   """What --config names, fit for a folder: configs/gpt2.py:small -> gpt2-small."""
-  path = pathlib.Path(flags.FLAGS["config"].config_filename)
+  path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
   if path == pathlib.Path(default_config.__file__):
     return "toy"
   return path.name.replace(".py", "").replace(":", "-")
@@ -173,7 +173,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS:
-      flags.FLAGS.config.keys()  # a file that could not be loaded says so only now
+      _checked(flags.FLAGS.config)
   except _FLAG_ERRORS as error:
     _fail(_explain(argv, error), 2)
   if len(positional) > 1:
@@ -183,12 +183,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _explain(argv: Sequence[str], error: Exception) -> str:
   """The first thing that is wrong with the flags, in this project's words."""
+  takes_config, config = "config" in flags.FLAGS, ConfigDict()
   try:
     for arg in argv[1:]:
       name, _, value = arg.lstrip("-").partition("=")
-      if name == "config":
+      if takes_config and name == "config":
         config = _load_config(value)
-      elif name.startswith("config."):
+      elif takes_config and name.startswith("config."):
         _check_override(config, name, value)
       elif name.removeprefix("no") not in flags.FLAGS and name not in flags.FLAGS:
         ours = flags.FLAGS.get_key_flags_for_module(argv[0])
@@ -200,9 +201,7 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
 
 def _load_config(path: str) -> ConfigDict:
   try:
-    config = flags.FLAGS["config"].parser.parse(path)
-    config.keys()
-    return config
+    return _checked(flags.FLAGS["config"].parser.parse(path))
   except OSError as error:
     raise InputError(f"--config={path}: no such file") from error
   except TypeError as error:
@@ -213,6 +212,13 @@ def _load_config(path: str) -> ConfigDict:
   except ValueError as error:
     # raised anew by the parser, with the file's own error as context
     raise InputError(f"--config={path}: {error.__context__ or error}") from error
+
+
+def _checked(config: Any) -> ConfigDict:
+  """What get_config returned; a file that could not be loaded says so only now."""
+  if hasattr(config, "keys") and isinstance(config, ConfigDict):
+    return config
+  raise InputError("get_config must return a ConfigDict")
 
 
 def _check_override(config: ConfigDict, name: str, value: str) -> None:
