@@ -20,11 +20,12 @@ from gpt2_flax.errors import InputError, unknown_name
 
 def listing() -> str:
   """Every door with what it is for; none is imported, so that this takes no time."""
-  lines = [__doc__.strip(), ""]
+  lines = [(__doc__ or "").strip(), ""]
   for name in doors.DOORS:
     source = pathlib.Path(doors.__file__).with_name(f"{name}.py").read_text("utf-8")
-    docstring = ast.get_docstring(ast.parse(source))
-    lines.append(f"  {name:10}{docstring.splitlines()[0]}")
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    first_line, _, _ = docstring.partition("\n")
+    lines.append(f"  {name:10}{first_line}")
   return "\n".join(lines)
 
 
@@ -38,7 +39,7 @@ def _open() -> int:
   if name not in doors.DOORS:
     raise unknown_name("door", name, doors.DOORS)
   door = importlib.import_module(f"gpt2_flax.doors.{name}")
-  door.__doc__ = re.sub(r"python (\w+)\.py", r"gpt2-flax \1", door.__doc__)
+  door.__doc__ = re.sub(r"python (\w+)\.py", r"gpt2-flax \1", door.__doc__ or "")
   sys.argv = [f"gpt2-flax {name}", *args]
   command_line.run(door.main)
 

@@ -33,7 +33,7 @@ class FlashSelfAttention(SelfAttention):
     x_BTD: jax.Array,
     mask: jax.Array | None = None,
     cache: KeyValues | None = None,
-    start: jax.typing.ArrayLike = 0,
+    start: jax.Array | int = 0,
     slope: jax.Array | None = None,
   ):
     if self.dropout_rate:
@@ -72,8 +72,8 @@ def _attend(
   @custom_vmap
   def attend(query_BTK, key_BSK, value_BSK, mask, slope):
     slope_H = None if slope is None else slope[None]
-    arrays_BTHK = (x[:, :, None] for x in (query_BTK, key_BSK, value_BSK))
-    return _kernel(*arrays_BTHK, mask, slope_H, causal, scale)[:, :, 0]
+    query, key, value = (x[:, :, None] for x in (query_BTK, key_BSK, value_BSK))
+    return _kernel(query, key, value, mask, slope_H, causal, scale)[:, :, 0]
 
   @attend.def_vmap
   def attend_with_all_heads(_, batched, query, key, value, mask, slope_H):
@@ -82,8 +82,8 @@ def _attend(
         "under vmap, flash attention takes queries, keys, values and slopes with a"
         " heads axis, and a mask without"
       )
-    arrays_BTHK = (jnp.moveaxis(x_HBTK, 0, 2) for x_HBTK in (query, key, value))
-    out_BTHK = _kernel(*arrays_BTHK, mask, slope_H, causal, scale)
+    query, key, value = (jnp.moveaxis(x, 0, 2) for x in (query, key, value))
+    out_BTHK = _kernel(query, key, value, mask, slope_H, causal, scale)
     return jnp.moveaxis(out_BTHK, 2, 0), True
 
   return attend(query_BTK, key_BSK, value_BSK, mask, slope)

@@ -129,10 +129,11 @@ def _next_logits(
   is_token_B1S = (jnp.arange(num_slots)[None] >= padding_B[:, None])[:, None]
   slots = slot + jnp.arange(tokens_BT.shape[1])[None]
   positions_BT = jnp.maximum(slots - padding_B[:, None], 0)
-  hidden_BTD, cache = model.apply(
+  hidden_and_cache: Any = model.apply(
     params, tokens_BT, positions_BT, is_token_B1S, cache, slot, method="hidden"
   )
-  logits_BTV = model.apply(params, hidden_BTD[:, -1:], method="unembed")
+  hidden_BTD, cache = hidden_and_cache
+  logits_BTV: Any = model.apply(params, hidden_BTD[:, -1:], method="unembed")
   return logits_BTV[:, 0], cache
 
 
@@ -312,7 +313,7 @@ def stream(
       sampling=sampling,
       stop_ids=tuple(stop_ids),
     )
-    new = [[token for token in row if token >= 0] for row in out.tolist()]
+    new: list[list[int]] = [[t for t in row if t >= 0] for row in out.tolist()]
     for text, tokens in zip(texts, new, strict=True):
       text.extend(tokens)
     made, room = made + now, room - now

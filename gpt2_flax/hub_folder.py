@@ -21,7 +21,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.json_files import read_json
-from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.tokenizers import (
+  ByteTokenizer,
+  CharTokenizer,
+  Tokenizer,
+  WordTokenizer,
+)
 from gpt2_flax.transformer import GPT2Config
 
 CONFIG = "config.json"
@@ -258,16 +263,16 @@ def config_json(config: GPT2Config, tokenizer: Tokenizer | None) -> dict[str, An
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
   """Ours as a tokenizer of the `tokenizers` library, with the very same ids."""
-  if not hasattr(tokenizer, "save"):  # one that saves itself is one already
-    tokenizer = _hub_tokenizer(tokenizer)
-  tokenizer.save(str(folder / TOKENIZER))
+  # one that saves itself is one already
+  save = getattr(tokenizer, "save", None) or _hub_tokenizer(tokenizer).save
+  save(str(folder / TOKENIZER))
   about = {"tokenizer_class": "PreTrainedTokenizerFast"}  # any tokenizer.json
   (folder / "tokenizer_config.json").write_text(json.dumps(about) + "\n", "utf-8")
 
 
 def _hub_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-  match tokenizer.kind:
-    case "word":
+  match tokenizer:
+    case WordTokenizer():
       ids = {word: i for i, word in enumerate(("<s>", *tokenizer.words))}
       theirs = tokenizers.Tokenizer(models.WordLevel(ids))
       theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -275,14 +280,17 @@ def _hub_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
       theirs.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.start_id)]
       )
-    case "char":
+    case CharTokenizer():
       ids = {character: i for i, character in enumerate(tokenizer.characters)}
       theirs = tokenizers.Tokenizer(models.WordLevel(ids))
       any_character = tokenizers.Regex(r"[\s\S]")
       theirs.pre_tokenizer = pre_tokenizers.Split(any_character, "isolated")
       theirs.decoder = decoders.Fuse()
-    case "byte":  # no pieces and no merges: all that is left is to fall back to bytes
+    case ByteTokenizer():
+      # no pieces and no merges: all that is left is to fall back to bytes
       ids = {f"<0x{byte:02X}>": byte for byte in range(256)}
       theirs = tokenizers.Tokenizer(models.BPE(ids, [], byte_fallback=True))
       theirs.decoder = decoders.ByteFallback()
+    case _:
+      raise InputError(f"tokenizer {tokenizer.kind!r} cannot be exported")
   return theirs

@@ -50,8 +50,8 @@ class MultiHeadAttention(nn.Module):
     x_BTD: jax.Array,
     mask: jax.Array | None = None,
     cache: KeyValues | None = None,
-    start: jax.typing.ArrayLike = 0,
-  ):
+    start: jax.Array | int = 0,
+  ) -> Any:
     """[B, T, D] -> [B, T, D]; arguments and returns as in `SelfAttention`.
 
     The mask is the same for all heads; the cache has a leading heads axis.

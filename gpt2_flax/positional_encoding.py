@@ -99,7 +99,7 @@ def alibi_slopes(num_heads: int) -> jax.Array:
 
 
 def alibi_bias(
-  slope: jax.typing.ArrayLike, queries_T: jax.Array, keys_S: jax.Array
+  slope: jax.Array | float, queries_T: jax.Array, keys_S: jax.Array
 ) -> jax.Array:
   """-slope * distance, which is added to the scores: float32 [1, T, S].
 

@@ -90,9 +90,9 @@ class SelfAttention(nn.Module):
     x_BTD: jax.Array,
     mask: jax.Array | None = None,
     cache: KeyValues | None = None,
-    start: jax.typing.ArrayLike = 0,
+    start: jax.Array | int = 0,
     slope: jax.Array | None = None,
-  ):
+  ) -> Any:
     """Attends over x, and over the cached tokens before it where there are any.
 
     Args:
@@ -119,13 +119,13 @@ class SelfAttention(nn.Module):
       cache = key_BSK, value_BSK = cache.extended(key_BSK, value_BSK, start)
 
     scores_BTS = self.scores(query_BTK, key_BSK)
+    num_queries, num_keys = scores_BTS.shape[1:]
     if slope is not None:
-      num_queries, num_keys = scores_BTS.shape[1:]
       slots_T, slots_S = start + jnp.arange(num_queries), jnp.arange(num_keys)
       scores_BTS += alibi_bias(slope, slots_T, slots_S)
     allowed_BTS = jnp.ones((1, 1, 1), bool) if mask is None else mask
     if self.causal:
-      allowed_BTS &= causal_mask(*scores_BTS.shape[1:], start)
+      allowed_BTS &= causal_mask(num_queries, num_keys, start)
     weights_BTS = self.weights(scores_BTS, allowed_BTS)
     out_BTK = self.mix(weights_BTS, value_BSK)
     return out_BTK if cache is None else (out_BTK, cache)
@@ -135,7 +135,7 @@ class SelfAttention(nn.Module):
     return self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
 
   def rotate(
-    self, query_BTK: jax.Array, key_BTK: jax.Array, start: jax.typing.ArrayLike = 0
+    self, query_BTK: jax.Array, key_BTK: jax.Array, start: jax.Array | int = 0
   ) -> tuple[jax.Array, jax.Array]:
     """Both turned by their slots, from `start` on, so that scores know the distance.
 

@@ -150,7 +150,8 @@ class GPT2Config:
     """GPT-2 as OpenAI released it: "small", "medium", "large" or "xl"."""
     if size not in PUBLISHED_SIZES:
       raise unknown_name("GPT-2 size", size, PUBLISHED_SIZES)
-    published = dict(PUBLISHED_SIZES[size], positional_encoding="learned")
+    published: dict[str, Any] = {**PUBLISHED_SIZES[size]}
+    published["positional_encoding"] = "learned"
     return cls(**(published | changes))
 
   @property
@@ -260,8 +261,8 @@ class Block(nn.Module):
     x_BTD: jax.Array,
     mask: jax.Array | None = None,
     cache: KeyValues | None = None,
-    start: jax.typing.ArrayLike = 0,
-  ):
+    start: jax.Array | int = 0,
+  ) -> Any:
     """[B, T, D] -> [B, T, D]; arguments and returns as in `SelfAttention`."""
     # Where devices share a batch, each keeps its rows, and weights come to it.
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", None, None))
@@ -307,10 +308,11 @@ class GPT2(nn.Module):
     )
     self.dropout = Dropout(config.dropout_rate)
     block = rematerialised(Block, config.remat, config.scan_layers)
-    if config.scan_layers:
-      self.blocks = block(config)
-    else:
-      self.blocks = [block(config, layer) for layer in range(config.num_layers)]
+    self.blocks: Any = (
+      block(config)
+      if config.scan_layers
+      else [block(config, layer) for layer in range(config.num_layers)]
+    )
     self.final_norm = _layer_norm(config)
 
   def __call__(
@@ -319,8 +321,8 @@ class GPT2(nn.Module):
     positions: jax.Array | None = None,
     mask: jax.Array | None = None,
     cache: list[KeyValues] | None = None,
-    start: jax.typing.ArrayLike = 0,
-  ):
+    start: jax.Array | int = 0,
+  ) -> Any:
     """Next-token logits.
 
     Args:
@@ -342,7 +344,7 @@ class GPT2(nn.Module):
     logits_BTV = self.unembed(hidden_BTD)
     return logits_BTV if cache is None else (logits_BTV, cache)
 
-  def hidden(self, tokens_BT, positions=None, mask=None, cache=None, start=0):
+  def hidden(self, tokens_BT, positions=None, mask=None, cache=None, start=0) -> Any:
     """As `__call__`, up to the final norm: [B, T, D] in place of the logits."""
     chex.assert_rank(tokens_BT, 2)
     if tokens_BT.shape[1] > self.config.context_length:

@@ -91,7 +91,7 @@ def require_seed(seed: int) -> None:
     raise InputError(f"data.seed is {seed}: must be 0 or more")
 
 
-def require_start_token(tokens: np.ndarray, start_id: int) -> None:
+def require_start_token(tokens: np.ndarray, start_id: int | None) -> None:
   """The oracles' common condition on their input."""
   if len(tokens) == 0 or tokens[0] != start_id:
     raise InputError(f"tokens must begin with the start token, id {start_id}")

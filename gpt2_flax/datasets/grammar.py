@@ -24,7 +24,7 @@ from gpt2_flax.tokenizers import WordTokenizer
 
 # Who acts decides the verb's form and the pronoun: he, she, it or they.
 AGREEMENTS = ("he", "she", "it", "they")
-NOUNS = {
+NOUNS: dict[str, tuple[str, ...]] = {
   "he": ("boy", "king", "farmer"),
   "she": ("girl", "queen", "singer"),
   "it": ("cat", "dog", "horse", "bird"),

@@ -61,7 +61,7 @@ class Induction(ToyLanguage):
     period = rng.choice(self.periods)
     symbols = rng.integers(self.num_symbols, size=period)
     repeated = symbols[np.arange(length - 1) % period]
-    return np.append(self.tokenizer.start_id, repeated + 1).astype(np.int32)
+    return np.array([self.tokenizer.start_id, *(repeated + 1)], np.int32)
 
   def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray:
     """Bayes' rule over the unknown period p, with n symbols seen.

@@ -7,6 +7,8 @@ import numpy as np
 
 from gpt2_flax.datasets.dataset import Batch, Dataset
 
+Rows = Sequence[int] | np.ndarray  # numbers of rows of a batch
+
 
 class _TrainWindows:
   """A dataset's training split as a grain random-access source."""
@@ -24,19 +26,19 @@ class _TrainWindows:
 class _Rows:
   """Of an endless row of windows, those in some rows of each batch."""
 
-  def __init__(self, windows: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+  def __init__(self, windows: grain.MapDataset, batch_size: int, rows: Rows):
     self._windows, self._batch_size, self._rows = windows, batch_size, rows
 
   def __len__(self) -> int:
     return len(self._windows) // self._batch_size * len(self._rows)
 
-  def __getitem__(self, index: int) -> np.ndarray:
+  def __getitem__(self, index: int) -> np.ndarray | None:  # as grain's, which filter
     batch, row = divmod(index, len(self._rows))
     return self._windows[batch * self._batch_size + int(self._rows[row])]
 
 
 def train_dataset(
-  dataset: Dataset, batch_size: int, seed: int, rows: Sequence[int] | None = None
+  dataset: Dataset, batch_size: int, seed: int, rows: Rows | None = None
 ) -> grain.MapDataset:
   """Batch number `step` is `train_dataset(...)[step]`, whoever asks and when.
 
@@ -54,7 +56,7 @@ def train_dataset(
 
 
 def train_batches(
-  dataset: Dataset, batch_size: int, seed: int, rows: Sequence[int] | None = None
+  dataset: Dataset, batch_size: int, seed: int, rows: Rows | None = None
 ) -> grain.DatasetIterator:
   """The batches in order, made ahead by a thread of their own.
 
@@ -69,7 +71,7 @@ def validation_windows(
   dataset: Dataset,
   num_windows: int,
   batch_size: int = 1,
-  rows: Sequence[int] = (0,),
+  rows: Rows = (0,),
 ) -> np.ndarray:
   """The first validation windows, int32 [N, T + 1]; num_windows = 0 takes all.
 

@@ -48,9 +48,8 @@ def tokenize(
   folder = cache_folder() / f"tokens-{_content_hash(files, about)}"
   if not folder.exists():
     _build(folder, files, ready or _make_tokenizer(tokenizer, files, bpe_vocab_size))
-  tokenizer = tokenizers.load(folder / "tokenizer.json")
-  path = folder / "tokens.bin"
-  return np.memmap(path, _dtype(tokenizer), "r"), tokenizer
+  ready = tokenizers.load(folder / "tokenizer.json")
+  return np.memmap(folder / "tokens.bin", _dtype(ready), "r"), ready
 
 
 def _dtype(tokenizer: Tokenizer) -> type[np.integer]:

@@ -50,7 +50,8 @@ WORDS = {
 }
 # One size an axis, no two the same, so that an axis is known by its size.
 _SIZES = {"B": 2, "H": 3, "K": 6, "T": 11, "D": 18, "F": 17, "V": 19}
-_LETTERS = {size: letter for letter, size in _SIZES.items()} | {1: "1"}
+_LETTERS: dict[float, str] = {1: "1"}
+_LETTERS |= {size: letter for letter, size in _SIZES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,8 @@ class _Group:
 
   def needs(self, other: "_Group") -> bool:
     """Whether `other` is this group, or before it on some path."""
-    todo, seen = [self], {self}
+    todo: list[_Group] = [self]
+    seen = {*todo}
     while todo:
       group = todo.pop()
       if group is other:
@@ -135,7 +137,7 @@ def control_flow(config: GPT2Config) -> list[Step]:
   params = jax.eval_shape(model.init, jax.random.key(0), tokens)
   jaxpr = jax.make_jaxpr(model.apply)(params, tokens).jaxpr
 
-  source = {jaxpr.invars[-1]: _Group("tokens")}
+  source: dict[Any, _Group] = {jaxpr.invars[-1]: _Group("tokens")}
   groups = _grouped(jaxpr.eqns, source)
   logits = source[jaxpr.outvars[0]]
   parameters = set(jaxpr.invars[:-1])
@@ -268,7 +270,7 @@ def _scalar(equations: list) -> str:
   """The number that the last equation multiplies with or divides by."""
   known = {}
 
-  def value(variable):
+  def value(variable: Any) -> Any:
     return variable.val if isinstance(variable, Literal) else known.get(variable)
 
   for equation in equations[:-1]:

@@ -167,7 +167,7 @@ def select(
     ("heads", "H", heads, model.config.num_heads),
     ("positions", "T", positions, length),
   ):
-    if indices is None:
+    if indices is None or size is None:
       continue
     if axis not in TAPS[site]:
       raise InputError(f"{name} of {site!r}: its axes are {TAPS[site]}")

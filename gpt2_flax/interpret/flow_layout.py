@@ -46,10 +46,10 @@ class Item:
   @property
   def reach(self) -> float:
     """From the middle to where a neighbour on the right may begin."""
-    is_step = self.content is not None and not isinstance(self.content, Box)
-    return max(
-      self.width / 2 + SIDE, 20 * len(self.content.shape) + 6 if is_step else 0
-    )
+    half = self.width / 2 + SIDE
+    if self.content is None or isinstance(self.content, Box):
+      return half
+    return max(half, 20 * len(self.content.shape) + 6)
 
   def port(self, step: Any, entering: bool) -> float:
     """Where the array of `step` comes in or goes out, from the middle."""
@@ -161,10 +161,10 @@ class Box:
       most = max(strength for strength, *_ in links)
       return [(item, offset) for strength, item, offset in links if strength == most]
 
-    return tuple(
-      collections.defaultdict(list, {i: strongest(ls) for i, ls in side.items()})
-      for side in (above, below)
-    )
+    def drawing(side: dict) -> dict:
+      return collections.defaultdict(list, {i: strongest(ls) for i, ls in side.items()})
+
+    return drawing(above), drawing(below)
 
   def _set_columns(self) -> None:
     above, below = self._neighbours()

@@ -15,11 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.interpret.edits import ablate_heads, edited, scale_heads
 from gpt2_flax.interpret.trace import trace
-from gpt2_flax.training.loss import summed_loss
+from gpt2_flax.training.loss import Batch, summed_loss
 
 ABLATIONS = ("zero", "mean")
 
@@ -63,7 +62,7 @@ def attention_entropy(weights: jax.Array) -> jax.Array:
   return jax.scipy.special.entr(weights).sum(-1)[..., 1:].mean((-2, -1))
 
 
-def induction_score(weights: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+def induction_score(weights: jax.Array, tokens_BT: jax.typing.ArrayLike) -> jax.Array:
   """How much queries look at what followed their own token before, 0 to 1.
 
   Prefix matching: "... A B ... A" looks at B. The mean over the queries whose token was

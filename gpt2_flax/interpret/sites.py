@@ -127,9 +127,10 @@ def run(
 
   variables = {"params": params["params"], "edits": _place(edits, model.config)}
   with nn.intercept_methods(_interceptor(edit, keep)):
-    out, state = model.apply(
+    out_and_state: Any = model.apply(
       variables, *args, method=method, mutable=["trace"], **kwargs
     )
+  out, state = out_and_state
   if method in (None, "__call__", "hidden"):  # other methods are parts of a pass
     _check_reached("edit", (edit.site for edit in edits), reached)
   if set(taps) != set(TAPS):  # all of them means all that the model has
@@ -201,7 +202,7 @@ def _check_fits(
 
 def _place(edits: Sequence[Any], config: GPT2Config) -> dict:
   """The edits' arrays as a variable collection: each with the module that needs it."""
-  placed = {}
+  placed: dict[tuple[str, ...], list] = {}
   for edit in edits:
     check_site(edit.site)
     axes, arrays = TAPS[edit.site], (edit.mask, edit.scale, edit.value)
@@ -234,7 +235,7 @@ def _place(edits: Sequence[Any], config: GPT2Config) -> dict:
 
 def _stack(collection: dict) -> dict[str, jax.Array]:
   """Values by tap, those of all layers stacked."""
-  found = {}
+  found: dict[str, dict[int, Any]] = {}
   for path, value in traverse_util.flatten_dict(collection).items():
     tap, layer = path[-1].removeprefix("at_"), re.fullmatch(r"blocks_(\d+)", path[0])
     found.setdefault(tap, {})[int(layer[1]) if layer else 0] = value

@@ -1,8 +1,7 @@
 """Everything the model computes on the way to its logits, as one tree of arrays."""
 
-import collections
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -10,17 +9,34 @@ from gpt2_flax.interpret import sites
 from gpt2_flax.interpret.edits import Edit, edited
 from gpt2_flax.interpret.sites import TAPS
 
-Trace = collections.namedtuple("Trace", TAPS, defaults=[None] * len(TAPS))
-Trace.__doc__ = """One field a tap, with the axes that TAPS says; None if not kept.
 
-Layers and heads are stacked: `trace.weights[layer, head]` is [B, T, S].
-"""
+class Trace(NamedTuple):
+  """One field a tap, with the axes that TAPS says; None if not kept.
+
+  Layers and heads are stacked: `trace.weights[layer, head]` is [B, T, S].
+  """
+
+  token_embeddings: Any = None
+  positions: Any = None
+  residual_before: Any = None
+  residual_between: Any = None
+  residual_after: Any = None
+  query: Any = None
+  key: Any = None
+  value: Any = None
+  scores: Any = None
+  weights: Any = None
+  head_output: Any = None
+  attention_output: Any = None
+  mlp_hidden: Any = None
+  mlp_output: Any = None
+  final_norm: Any = None
 
 
 def trace(
   model: Any,
   params: Any,
-  tokens_BT: jax.Array,
+  tokens_BT: jax.typing.ArrayLike,
   edits: Sequence[Edit] = (),
   taps: Collection[str] = TAPS,
   **kwargs: Any,

@@ -232,7 +232,7 @@ class Checkpoints:
 
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
     items = ocp.args.Composite(about=ocp.args.JsonRestore())
-    about = self._manager.restore(step, args=items).about
+    about = self._manager.restore(step, args=items)["about"]
     # orbax would cast to make it fit, and refuses other shapes at length
     saved, wanted = about["leaves"], _leaves(abstract)
     for name in (*wanted, *saved):
@@ -243,5 +243,5 @@ class Checkpoints:
           f" {wanted.get(name, 'not there')}"
         )
     items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    state = self._manager.restore(step, args=items).state
+    state = self._manager.restore(step, args=items)["state"]
     return state, about["data_position"]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import typing
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -194,6 +195,7 @@ TEXTS = ("init_from", "profile")  # keys outside of any section
 def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   """cls(**values), with every key and type checked."""
   fields = {field.name: field for field in dataclasses.fields(cls)}
+  types = typing.get_type_hints(cls)
   for name in values:
     if name not in fields:
       raise unknown_name(f"key in config.{section} ({cls.__name__})", name, fields)
@@ -201,16 +203,16 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   for name, field in fields.items():
     if name not in values:
       if field.default is dataclasses.MISSING:
-        raise InputError(f"{section}.{name} is missing: must be of {field.type}")
+        raise InputError(f"{section}.{name} is missing: must be of {types[name]}")
       continue
     value = values[name]
-    if field.type is float and type(value) is int and abs(value) < 1 << 53:
+    if types[name] is float and type(value) is int and abs(value) < 1 << 53:
       value = float(value)
-    if type(value) is not field.type:
+    if type(value) is not types[name]:
       raise InputError(
-        f"{section}.{name} is {value!r}: must be of type {field.type.__name__}"
+        f"{section}.{name} is {value!r}: must be of type {types[name].__name__}"
       )
-    if field.type is float and not math.isfinite(value):
+    if types[name] is float and not math.isfinite(value):
       raise InputError(f"{section}.{name} is {value}: must be finite")
     checked[name] = value
   return cls(**checked)
@@ -258,11 +260,12 @@ def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
   values = config.to_dict()
   sections = _parse_sections(values)
   data, model_values = sections["data"], values["model"]
-  if sections["init_from"]:
-    folder = hub_folder.find_folder(sections["init_from"])
+  source = sections["init_from"]
+  folder = hub_folder.find_folder(source) if source else None
+  if folder:
     model_values = _with_source(model_values, source_model(folder))
   if getattr(data, "tokenizer", None) == "init_from":
-    if not sections["init_from"]:
+    if not folder:
       raise InputError("data.tokenizer is 'init_from', but init_from is empty")
     data = dataclasses.replace(data, tokenizer=str(folder))
   known = {k: v for k, v in model_values.items() if k != "vocab_size" or v}
@@ -280,7 +283,7 @@ def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
       f"model.vocab_size is {model.vocab_size}: must be 0 (the data's) or at least"
       f" {dataset.tokenizer.vocab_size}, the data's"
     )
-  if sections["init_from"]:
+  if folder:
     _require_same_tokens(dataset.tokenizer, folder)
   return ExperimentConfig(model=model, **sections), dataset
 
@@ -359,9 +362,9 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
       if key not in MAY_CHANGE and key.partition(".")[0] not in MAY_CHANGE
     }
 
-  before, now = flat(before), flat(now)
+  old, new = flat(before), flat(now)
   return [
-    f"config.{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-    for key in sorted(before.keys() | now.keys())
-    if before.get(key) != now.get(key)
+    f"config.{key} was {old.get(key)!r}, is now {new.get(key)!r}"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
   ]

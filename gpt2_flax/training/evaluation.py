@@ -104,6 +104,7 @@ class Evaluator:
     possible = []
     for tokens in samples:
       probabilities = self._dataset.next_token_probabilities(tokens[:-1])
+      assert probabilities is not None  # as there is a floor
       of_samples = probabilities[np.arange(len(tokens) - 1), tokens[1:]]
       possible.append(bool((of_samples > 0).all()))
     return float(np.mean(possible))
@@ -133,15 +134,15 @@ def text_loss(
     raise InputError(f"batch_size is {batch_size}: must be at least 1")
   if len(tokens) < 2:
     raise InputError(f"the text has {len(tokens)} token(s): must have at least 2")
-  tokens = np.asarray(tokens, np.int32)
-  starts = range(0, max(1, len(tokens) - 1 - length + stride), stride)
+  ids = np.asarray(tokens, np.int32)
+  starts = range(0, max(1, len(ids) - 1 - length + stride), stride)
   eval_step = make_eval_step(model)
   total, count = 0.0, 0
   for first in tqdm.tqdm(range(0, len(starts), batch_size), disable=None):
     windows = np.full((batch_size, length + 1), -1, np.int32)
     scored = np.zeros((batch_size, length), bool)
     for row, start in enumerate(starts[first : first + batch_size]):
-      window = tokens[start : start + length + 1]
+      window = ids[start : start + length + 1]
       windows[row, : len(window)] = window
       scored[row, 0 if start == 0 else length - stride :] = True
     batch = as_batch(windows)

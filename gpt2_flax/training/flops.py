@@ -38,5 +38,6 @@ def peak_flops(config: GPT2Config) -> float | None:
   """What all devices can do in a second; None where nobody has said."""
   if config.dtype == "float32":  # how fast that is depends on how exact it is to be
     return None
-  peaks = [PEAK_FLOPS.get(device.device_kind) for device in jax.devices()]
-  return None if None in peaks else sum(peaks)
+  kinds = [device.device_kind for device in jax.devices()]
+  known = all(kind in PEAK_FLOPS for kind in kinds)
+  return sum(PEAK_FLOPS[kind] for kind in kinds) if known else None

@@ -280,10 +280,11 @@ class _Meter:
     text = f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
     if "val/gap" in values:
       self._shown |= {"gap": f"{values['val/gap']:.4f}"}
+    record: dict[str, float | str] = {**values}
     if sample is not None:
-      values = {**values, "val/sample": sample}
+      record["val/sample"] = sample
       text += f"\n  writes: {sample}"
-    self._writer.write(step, values)
+    self._writer.write(step, record)
     self._progress.line(text)
     self._restart_clock()  # an evaluation is no training time
 

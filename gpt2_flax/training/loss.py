@@ -10,16 +10,21 @@ entropy.
 Axes: B batch, T position, D embed_dim, V vocab_size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.transformer import GPT2
+
+# Inputs and targets as `Dataset.batch` gives them, on the host or on devices
+Batch = Mapping[str, jax.Array | np.ndarray]
+
+Chunk = tuple[jax.Array, jax.Array]  # of hidden_BTD and targets_BT
 
 # How many logits a device has at a time: 1 GiB in float32, some 5,000 positions of
 # GPT-2's vocabulary. Matrix products of that size lose nothing to being cut.
@@ -74,7 +79,7 @@ def summed_cross_entropy(
   """
   table_VD = _aligned(embedding_VD, hidden_BTD.dtype)
 
-  def add(total: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
+  def add(total: jax.Array, chunk: Chunk) -> tuple[jax.Array, None]:
     loss, _ = _loss_and_slopes(*chunk, table_VD, len(embedding_VD))
     return total + loss, None
 
@@ -92,7 +97,7 @@ def _forward(
   """The same, and its gradients in hidden_BTD and embedding_VD on the side."""
   table_VD = _aligned(embedding_VD, hidden_BTD.dtype)
 
-  def add(sums: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
+  def add(sums: tuple, chunk: Chunk) -> tuple[tuple, jax.Array]:
     total, table_grad_VD = sums
     loss, slopes_BTV = _loss_and_slopes(*chunk, table_VD, len(embedding_VD))
     slopes_BTV = slopes_BTV.astype(table_VD.dtype)
@@ -176,7 +181,7 @@ def _over_chunks(
   hidden_BTD: jax.Array,
   targets_BT: jax.Array,
   num_chunks: int,
-) -> tuple[Any, jax.Array | None]:
+) -> tuple[Any, Any]:
   """`jax.lax.scan` of `add` over chunks (hidden, targets); its [B, T, D] rejoined.
 
   T is cut and B is whole, so that each device finds its rows of the batch in every

@@ -100,7 +100,7 @@ def place(named: Any, mesh: Mesh) -> Any:
 
   def place_node(node: Any) -> Any:
     names = node.names if isinstance(node, nn.LogicallyPartitioned) else ()
-    axes = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES)
+    axes = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES) or ()
 
     def place_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
       shared = [
@@ -129,7 +129,7 @@ def held_rows(sharding: Sharding, batch_size: int) -> np.ndarray:
   All of them where there is one process; another process may hold some of them too.
   """
   held = np.zeros(batch_size, bool)
-  for (rows,) in sharding.addressable_devices_indices_map((batch_size,)).values():
+  for rows in sharding.addressable_devices_indices_map((batch_size,)).values():
     held[rows] = True
   return np.flatnonzero(held)
 

@@ -1,11 +1,13 @@
 """Metrics: kept in memory, and written as JSON lines, TensorBoard events, a picture."""
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
 import socket
 import struct
 import time
+from typing import Any
 
 import jax
 from tensorboardX import record_writer, summary
@@ -14,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from gpt2_flax.atomic_files import replacing, write_text
 from gpt2_flax.errors import cannot_write
 
-Record = dict[str, float | int | str]
+Record = dict[str, Any]  # of JSON values; "step" is an int
 
 
 def read_metrics(path: pathlib.Path) -> list[Record]:
@@ -46,7 +48,7 @@ class MetricsWriter:
       write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
       self._events = _Events(workdir / "tensorboard", purge_step=start_step + 1)
 
-  def write(self, step: int, values: dict[str, float | str]) -> None:
+  def write(self, step: int, values: Mapping[str, float | str]) -> None:
     """One record; text values go to TensorBoard as text.
 
     Raises:
@@ -82,7 +84,7 @@ class _Events:
       Event(file_version="brain.Event:2"), Event(step=purge_step, session_log=start)
     )
 
-  def write(self, step: int, values: dict[str, float | str]) -> None:
+  def write(self, step: int, values: Mapping[str, float | str]) -> None:
     summaries = [
       summary.text(name, value)
       if isinstance(value, str)

@@ -70,7 +70,7 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=is_matrix,
       )
-    case "muon":
+    case _:  # muon
       rule = optax.contrib.muon(
         schedule,
         weight_decay=config.weight_decay,

@@ -54,9 +54,10 @@ def find_place(
   Raises:
     InputError: the flags do not fit together, or the environment cannot be read.
   """
-  given = dict(zip(_FLAGS, (coordinator, num_processes, process_id), strict=True))
-  missing = [f"--{name}" for name, value in given.items() if value is None]
-  if missing:
+  if coordinator is None or num_processes is None or process_id is None:
+    given = (coordinator, num_processes, process_id)
+    flags = zip(_FLAGS, given, strict=True)
+    missing = [f"--{name}" for name, value in flags if value is None]
     if len(missing) < len(_FLAGS):
       raise InputError(
         f"{' and '.join(missing)} missing: --coordinator, --num_processes and"
@@ -64,7 +65,7 @@ def find_place(
       )
     place = _place_in_cluster()
   else:
-    place = Place(**given)
+    place = Place(coordinator, num_processes, process_id)
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
       raise InputError(f"--coordinator={coordinator}: must be HOST:PORT")
@@ -96,7 +97,10 @@ def _place_in_cluster() -> Place | None:
       f"which process of the cluster this is cannot be found out ({error}): give"
       " --coordinator, --num_processes and --process_id"
     ) from error
-  return Place(*values) if values[0] else None
+  coordinator, num_processes, process_id, own = values
+  if coordinator is None or num_processes is None or process_id is None:
+    return None
+  return Place(coordinator, num_processes, process_id, None if own is None else [*own])
 
 
 @contextlib.contextmanager

@@ -8,11 +8,10 @@ from flax import struct
 import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
-from gpt2_flax.datasets.dataset import Batch
-from gpt2_flax.training.loss import summed_loss
+from gpt2_flax.training.loss import Batch, summed_loss
 from gpt2_flax.training.mesh import place, require_fit
 from gpt2_flax.transformer import GPT2
 
@@ -105,7 +104,9 @@ def make_train_step(
   than max_loss_jump nats above its running mean, where that is not 0. It counts in
   `step` and in `skipped`, and it is for the caller to say how many there may be.
   """
-  mesh = abstract.step.sharding.mesh
+  sharding = abstract.step.sharding
+  assert isinstance(sharding, NamedSharding)
+  mesh = sharding.mesh
   # Only copies of the model, and no randomness that would depend on their number:
   # then each device computes by itself.
   by_itself = mesh.shape["data"] == mesh.size and not model.config.dropout_rate

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax.datasets import Dataset
-from gpt2_flax.datasets.dataset import as_batch, Batch
+from gpt2_flax.datasets.dataset import as_batch
 from gpt2_flax.datasets.pipeline import validation_windows
 from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.interpret import heads
@@ -22,6 +22,7 @@ from gpt2_flax.interpret.logits import logit_lens
 from gpt2_flax.interpret.trace import Trace, trace
 from gpt2_flax.terminal import one_line
 from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.training.loss import Batch
 from gpt2_flax.transformer import GPT2, num_params
 
 MAX_TOKENS = 64  # more would be smaller than a fingertip
@@ -170,7 +171,7 @@ def _arrays(run: Trace, num_layers: int) -> dict[str, Any]:
     value = getattr(run, name)
     if value is None:
       continue
-    value = np.asarray(value, np.float32).take(0, axes.index("B"))
+    value = np.take(np.asarray(value, np.float32), 0, axes.index("B"))
     if axes[0] == "L":
       value = value[:num_layers]
     if axes[-1] in "DF":
@@ -256,8 +257,7 @@ def _head_scores(
   scores = jax.jit(lambda params, batch: _scores(model, params, batch))(params, batch)
   at_once = max(1, 100_000_000 // (batch["inputs"].size * model.config.vocab_size))
   ablation = heads.head_ablation(model, params, batch, heads_at_once=at_once)
-  scores = {name: np.asarray(value) for name, value in scores.items()}
-  scores["ablation"] = np.asarray(ablation)
+  scores = {name: np.asarray(v) for name, v in {**scores, "ablation": ablation}.items()}
   return {"measured_on": measured_on} | {
     name: [[float(v) if np.isfinite(v) else None for v in row] for row in value]
     for name, value in scores.items()
