@@ -8,7 +8,7 @@ import tempfile
 import chex
 
 from gpt2_flax.datasets import CONFIGS
-from tests.test_doors import call, really_call
+from tests.doors.test_doors import call, really_call
 
 
 def read_data(path: pathlib.Path) -> dict:
