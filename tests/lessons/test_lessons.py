@@ -10,6 +10,7 @@ from unittest import mock
 from absl.testing import parameterized
 import chex
 import numpy as np
+import pytest
 
 from gpt2_flax.datasets import floor
 from gpt2_flax.errors import InputError
@@ -64,6 +65,7 @@ def small_report(*holds):
 
 class LessonsTest(chex.TestCase):
   @parameterized.parameters(*[(name,) for name in LESSONS])
+  @pytest.mark.slow
   def test_holds_at_its_reduced_size(self, name):
     outcome = door.load(name).run(reduced=True)
     self.assertTrue(outcome.holds, "\n".join(map(str, outcome.findings)))
