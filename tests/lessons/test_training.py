@@ -52,14 +52,14 @@ class LossesByPositionTest(chex.TestCase):
   def test_is_the_mean_over_the_rows_that_count(self):
     probabilities = np.array(
       [
-        [[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]],
+        [[0.5, 0.5], [0.25, 0.75], [0.2, 0.8]],
         [[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]],
       ]
     )
     targets = np.array([[-1, 0, 0], [-1, 1, -1]])
     losses = losses_by_position(probabilities, targets)
     self.assertTrue(np.isnan(losses[0]))
-    expected = [(np.log(4) + np.log(2)) / 2, 0.0]
+    expected = [(np.log(4) + np.log(2)) / 2, np.log(5)]  # one row counts
     chex.assert_trees_all_close(losses[1:], np.array(expected))
 
   def test_averages_to_the_loss_that_training_reports(self):
