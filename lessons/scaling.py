@@ -13,6 +13,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpt2_flax import SelfAttention
 from lessons.report import COLOURS, Finding, new_figure, Report, show
@@ -77,7 +78,7 @@ def run(reduced: bool = False) -> Report:
   """Entropy and gradients of fresh heads of many widths."""
   num_rows = 128 if reduced else 512
   sampled = {
-    (head_dim, name): jnp.concatenate(
+    (head_dim, name): np.concatenate(
       [measure(head_dim, name == WITH, num_rows, seed) for seed in SEEDS], axis=1
     )
     for head_dim in HEAD_DIMS
@@ -85,8 +86,8 @@ def run(reduced: bool = False) -> Report:
   }
   rows = []
   for (head_dim, name), values in sampled.items():
-    entropy, at_scores, at_query = jnp.median(values, axis=1).tolist()
-    usual = jnp.median(sampled[head_dim, WITH][2])
+    entropy, at_scores, at_query = np.median(values, axis=1).tolist()
+    usual = np.median(sampled[head_dim, WITH][2])
     rows.append(
       {
         "head_dim": head_dim,
@@ -94,7 +95,7 @@ def run(reduced: bool = False) -> Report:
         "entropy, nats": entropy,
         "gradient at scores": at_scores,
         "gradient at query": at_query,
-        "rows lost": float(jnp.mean(values[2] < usual / 10)),
+        "rows lost": float(np.mean(values[2] < usual / 10)),
       }
     )
 
@@ -104,7 +105,7 @@ def run(reduced: bool = False) -> Report:
   soft, hard = (column(name, "entropy, nats") for name in (WITH, WITHOUT))
   kept, gone = (column(name, "gradient at query") for name in (WITH, WITHOUT))
   lost = column(WITHOUT, "rows lost")[-1]
-  widest, uniform = HEAD_DIMS[-1], float(jnp.log(NUM_KEYS))
+  widest, uniform = HEAD_DIMS[-1], float(np.log(NUM_KEYS))
   findings = [
     Finding(
       f"divided, the entropy is {min(soft):.2f} to {max(soft):.2f} nats at head_dim"
@@ -133,7 +134,7 @@ def run(reduced: bool = False) -> Report:
     for panel, index in zip(panels, (0, 2), strict=True):
       values = [sampled[head_dim, name][index] for head_dim in HEAD_DIMS]
       low, middle, high = zip(
-        *[jnp.quantile(v, jnp.array([0.25, 0.5, 0.75])).tolist() for v in values],
+        *[np.quantile(v, [0.25, 0.5, 0.75]).tolist() for v in values],
         strict=True,
       )
       panel.fill_between(HEAD_DIMS, low, high, color=colour, alpha=0.2, linewidth=0)
