@@ -210,8 +210,8 @@ class Automaton:
     cumulative[-1] = 1.0
     beliefs_after = {
       word: tuple(
-        # Rounding lets prefixes that know the same share a state; it is below
-        # the error of the sums themselves.
+        # Rounding lets prefixes that know the same share a state; it is above the
+        # error of the sums, and far below what a loss can show.
         (stack, round(weight / mass, 12))
         for stack, weight in sorted(after[word].items(), key=repr)
       )
