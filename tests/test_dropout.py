@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import chex
 import jax
@@ -41,8 +42,11 @@ class DropoutTest(chex.TestCase):
       return model.apply(params, row, np.arange(T)[None], method="embed", rngs=rngs)
 
     drawn, whole = embed({"dropout": random_key(1)}), embed({})
-    self.assertBetween(np.mean(drawn == 0), 0.24, 0.26)
-    chex.assert_trees_all_close(drawn.mean(0), whole[0], atol=0.2)
+    five_standard_errors = 5 * math.sqrt(0.25 * 0.75 / drawn.size)
+    self.assertLess(abs(np.mean(drawn == 0) - 0.25), five_standard_errors)
+    # one in four is 0, the others are 4/3 of themselves
+    five_standard_errors = 5 * np.abs(whole[0]) * math.sqrt(1 / 3 / 1000)
+    np.testing.assert_array_less(np.abs(drawn.mean(0) - whole[0]), five_standard_errors)
 
   def test_each_place_draws_its_own(self):
     model = tiny(dropout_rate=0.5)
@@ -63,4 +67,5 @@ class DropoutTest(chex.TestCase):
     looked_at = [mask[..., np.tri(T, dtype=bool)] for mask in heads]
     for masks in residual, looked_at:
       for one, other in itertools.combinations(masks, 2):
-        self.assertBetween(np.mean(one == other), 0.3, 0.7)
+        five_standard_errors = 5 * math.sqrt(0.5 * 0.5 / one.size)
+        self.assertLess(abs(np.mean(one == other) - 0.5), five_standard_errors)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax.linear import linear
+from tests.close import assert_close
 
 
 class LinearTest(chex.TestCase):
@@ -21,7 +22,7 @@ class LinearTest(chex.TestCase):
     params["params"]["bias"] = jnp.asarray(bias)
     y = layer.apply(params, x)
     self.assertEqual(y.shape, (*leading, 7))
-    chex.assert_trees_all_close(y, (x @ kernel + bias).astype(np.float32), atol=1e-5)
+    assert_close(y, x.astype(np.float64) @ kernel + bias, 5 + 1)
 
   def test_parameters_name_their_axes(self):
     layer = linear(3, ("embed", "mlp"), nn.initializers.ones_init())

@@ -14,6 +14,13 @@ from gpt2_flax.positional_encoding import (
   rotate_by_position,
   sinusoidal_positional_encoding,
 )
+from tests.close import assert_close
+
+# A frequency is exp(-e): e has three roundings (a quotient, a logarithm, a product) and
+# the exponential two. With the position it makes the angle: (3 e + 3) exp(-e), at most
+# 3 roundings in a row, of the size of the position. Sine and cosine hand them on, and
+# have two more, of size 1: together less than 3 of size 1 + position.
+ANGLE = 3
 
 
 def frequency(feature, embed_dim, max_period=10_000.0):
@@ -33,11 +40,6 @@ def paper(positions, embed_dim, max_period=10_000.0):
   return encoding
 
 
-def float32_error(positions):
-  """What float32 may be off by: an angle is rounded in proportion to its size."""
-  return 1e-6 + 1e-7 * float(np.max(positions))
-
-
 def embeddings():
   return jnp.array(np.random.default_rng(0).normal(size=(2, 5, 6)), jnp.float32)
 
@@ -52,8 +54,8 @@ class SinusoidalTest(chex.TestCase):
     encoding = encode(jnp.array(positions), embed_dim)
     chex.assert_shape(encoding, (*np.shape(positions), embed_dim))
     chex.assert_type(encoding, jnp.float32)
-    chex.assert_trees_all_close(
-      encoding, paper(positions, embed_dim), atol=float32_error(positions), rtol=0
+    assert_close(
+      encoding, paper(positions, embed_dim), ANGLE, scale=1 + np.max(positions)
     )
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -62,17 +64,11 @@ class SinusoidalTest(chex.TestCase):
     positions = far + np.arange(20)
     encode = self.variant(sinusoidal_positional_encoding, static_argnums=1)
     encoding = encode(positions, 15)
-    chex.assert_trees_all_close(
-      encoding, paper(positions, 15), atol=float32_error(positions), rtol=0
-    )
+    assert_close(encoding, paper(positions, 15), ANGLE, scale=1 + np.max(positions))
 
   def test_max_period(self):
-    chex.assert_trees_all_close(
-      sinusoidal_positional_encoding(jnp.arange(50), 8, 100.0),
-      paper(np.arange(50), 8, 100.0),
-      atol=float32_error(50),
-      rtol=0,
-    )
+    encoding = sinusoidal_positional_encoding(jnp.arange(50), 8, 100.0)
+    assert_close(encoding, paper(np.arange(50), 8, 100.0), ANGLE, scale=50)
 
   @parameterized.parameters(1, 7, 100)
   def test_a_shift_rotates_each_pair(self, offset):
@@ -87,9 +83,9 @@ class SinusoidalTest(chex.TestCase):
       [[[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]] for a in angles]
     )
     rotated = np.einsum("pij,tpj->tpi", rotations, here.reshape(pairs_shape))
-    chex.assert_trees_all_close(
-      there.reshape(pairs_shape), rotated, atol=float32_error(40 + offset), rtol=0
-    )
+    # turned, an error in each of a pair is the larger by up to the root of 2
+    roundings = (1 + math.sqrt(2)) * ANGLE
+    assert_close(there.reshape(pairs_shape), rotated, roundings, scale=40 + offset)
 
 
 class RotaryTest(chex.TestCase):
@@ -110,9 +106,11 @@ class RotaryTest(chex.TestCase):
         numbers = numbers * complex(math.cos(angle), math.sin(angle))
         expected[:, t, 2 * pair] = numbers.real
         expected[:, t, 2 * pair + 1] = numbers.imag
-    chex.assert_trees_all_close(
-      turned, expected, atol=10 * float32_error(positions), rtol=0
-    )
+    # of an angle, a product and a sum; and a pair has a length
+    length = math.sqrt(2) * abs(x).max()
+    for t, position in enumerate(positions):
+      scale = length * (1 + position)
+      assert_close(turned[:, t], expected[:, t], ANGLE + 2, scale=scale)
     chex.assert_trees_all_equal(turned[:, 0], x[:, 0])
 
   def test_dot_products_know_the_distance_only(self):
@@ -123,10 +121,15 @@ class RotaryTest(chex.TestCase):
       turned_query = rotate_by_position(query, jnp.array([t]))
       return float(jnp.vdot(turned_query, rotate_by_position(key, jnp.array([s]))))
 
-    products = [product(3 + distance, 3) for distance in range(6)]
+    def products_from(start):
+      return np.array([product(start + distance, start) for distance in range(6)], "f4")
+
+    products = products_from(3)
+    lengths = np.linalg.norm(query) * np.linalg.norm(key)
     for start in (0, 50, 1000):
-      for distance, expected in enumerate(products):
-        self.assertAlmostEqual(product(start + distance, start), expected, delta=2e-3)
+      scale = lengths * (9 + start)  # one more than any position here
+      # a query and a key, on both ways
+      assert_close(products_from(start), products, 4 * (ANGLE + 2), scale=scale)
     self.assertGreater(np.std(products), 0.1)
     self.assertGreater(abs(product(5, 3) - product(3, 5)), 0.1)  # and its sign
 
@@ -143,6 +146,11 @@ class RotaryTest(chex.TestCase):
       rotate_by_position(jnp.zeros((1, 2, 3)), jnp.arange(2))
 
 
+def close_powers(powers, exponents):
+  """Of 2, the least 2^-8: (3 e + 2) / ln 2 roundings of an exponent e / ln 2."""
+  assert_close(np.log2(powers, dtype="f8"), exponents, 4, scale=8, dtype=np.float32)
+
+
 class AlibiTest(chex.TestCase):
   """Press et al. (2022), section 3."""
 
@@ -157,13 +165,13 @@ class AlibiTest(chex.TestCase):
   def test_slopes(self, num_heads, expected):
     slopes = alibi_slopes(num_heads)
     chex.assert_type(slopes, jnp.float32)
-    chex.assert_trees_all_close(slopes, np.array(expected, "f4"), rtol=1e-6)
+    close_powers(slopes, np.log2(expected))
 
   @parameterized.parameters(5, 12, 16, 25)
   def test_no_two_heads_have_the_same_slope(self, num_heads):
     slopes = alibi_slopes(num_heads)
     self.assertLen(np.unique(slopes), num_heads)
-    self.assertBetween(slopes.min(), 2**-8, 1)
+    close_powers(slopes.min(), -8.0)
     self.assertLess(slopes.max(), 1)
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -185,7 +193,8 @@ class PositionalEncodingTest(chex.TestCase):
     self.assertEmpty(module.init(jax.random.key(1), x))
     out = self.variant(module.apply)({}, x, given)
     encoding = paper([[0, 1, 2, 3, 4]] if positions is None else positions, 6)
-    chex.assert_trees_all_close(out, np.asarray(x) + encoding, atol=2e-6, rtol=0)
+    scale = 1 + 7 + abs(x).max()  # of the position and of the sum
+    assert_close(out, np.asarray(x) + encoding, ANGLE + 1, scale=scale)
 
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters(
@@ -201,7 +210,7 @@ class PositionalEncodingTest(chex.TestCase):
     chex.assert_trees_all_equal_shapes(params, shapes)
     out = self.variant(module.apply)(params, x, given)
     rows = np.array([[0, 1, 2, 3, 4]] if positions is None else positions)
-    chex.assert_trees_all_close(out, np.asarray(x) + table[rows], atol=1e-6, rtol=0)
+    assert_close(out, np.asarray(x) + table[rows], 2)
 
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters("rotary", "alibi", "none")
