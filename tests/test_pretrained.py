@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from gpt2_flax import generation, GPT2, GPT2Config, InputError, pretrained
 from gpt2_flax.hub_folder import StoredTensor
 from gpt2_flax.tokenizers import WordTokenizer
+from tests.close import assert_close, ROUNDINGS, sizes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHAPES = ("plain", "wide", "untied", "by_layer", "unscaled", "sharded", "old")
@@ -113,16 +114,14 @@ class PretrainedTest(chex.TestCase):
       return jax.value_and_grad(loss, has_aux=True)(params)
 
     (loss, logits), gradients = evaluate(params)
-    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(loss, expected["loss"], rtol=0, atol=1e-5)
+    assert_close((logits, loss), (expected["logits"], expected["loss"]))
     # PyTorch's gradients, under the names of the weights, are read as weights are.
     folder = self.scratch / "gradients"
     folder.mkdir()
     shutil.copy(GOLDEN / name / "config.json", folder)
     shutil.copy(GOLDEN / name / "gradients.safetensors", folder / WEIGHTS)
-    chex.assert_trees_all_close(
-      gradients, pretrained.load(folder)[1], rtol=0, atol=1e-4
-    )
+    _, expected = pretrained.load(folder)
+    assert_close(gradients, expected, 2 * ROUNDINGS, scale=sizes(expected))
 
   @parameterized.parameters(*SHAPES)
   def test_writes_greedily_what_transformers_writes(self, name):
@@ -175,9 +174,7 @@ class PretrainedTest(chex.TestCase):
     loaded, table = pretrained.load(self.scratch / "saved")
     self.assertEqual(loaded.config.positional_encoding, "learned")
     tokens = jnp.arange(16).reshape(2, 8) % 11
-    np.testing.assert_allclose(
-      loaded.apply(table, tokens), model.apply(params, tokens), rtol=0, atol=1e-6
-    )
+    assert_close(loaded.apply(table, tokens), model.apply(params, tokens))
 
   def test_a_copy_of_the_tied_embeddings_is_left_out(self):
     folder = self.copy("plain")

@@ -6,7 +6,8 @@ import pathlib
 import re
 
 import chex
-import numpy as np
+
+from tests.close import assert_close
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -27,7 +28,8 @@ class ReadmeTest(chex.TestCase):
     self.assertEqual(namespace["read"].shape, (2, 10, 64))
     self.assertEqual(namespace["logits"].shape, (1, 3, 50257))
     self.assertIn("(1, 2, 1, 3, 3)", printed.getvalue())
-    self.assertFalse(np.allclose(namespace["logits"], namespace["logits_without"]))
+    with self.assertRaisesRegex(AssertionError, "is off by"):  # no mere rounding
+      assert_close(namespace["logits_without"], namespace["logits"])
     self.assertEqual([len(row) for row in namespace["written"]], [5])
     self.assertEqual(namespace["oracle"].shape, (49, 70))
 
