@@ -13,6 +13,8 @@ import numpy as np
 
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
 from gpt2_flax.interpret import ablate_heads, patch, select, steer
+from tests.close import assert_close, ROUNDINGS
+from tests.reference import reference_logits
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 L, H, D, K = 2, 2, 8, 4
@@ -63,10 +65,6 @@ def scale_output(scale_LH):
       kernel *= np.repeat(scale_LH[layer], K)[:, None]
 
   return change
-
-
-def assert_close(first, second):
-  chex.assert_trees_all_close(first, second, atol=1e-4)
 
 
 class EditsTest(chex.TestCase):
@@ -210,6 +208,7 @@ class EditsTest(chex.TestCase):
       assert_close(
         trace.residual_between[layer] - trace.residual_before[layer],
         jnp.broadcast_to(bias + added, (3, 5, D)),
+        scale=trace.residual_between[layer],
       )
 
   @parameterized.parameters(
@@ -279,14 +278,19 @@ class DataTest(chex.TestCase):
     def loss(scale):
       return logits_with(interpret.scale_heads(scale)).var()
 
-    ones = np.ones((L, H), "f4")
-    gradient = jax.jit(jax.grad(loss))(ones)
-    loss = jax.jit(loss)
+    def exact_loss(scale):
+      model, params = model_and_params()
+      params = jax.tree.map(np.float64, params)
+      scale_output(scale)(params["params"])
+      return reference_logits(params, TOKENS, model.config).var()
+
+    slopes = np.zeros((L, H))
     for layer, head in np.ndindex(L, H):
-      step = np.zeros((L, H), "f4")
-      step[layer, head] = 0.01
-      slope = (loss(ones + step) - loss(ones - step)) / 0.02
-      chex.assert_trees_all_close(gradient[layer, head], slope, rtol=0.05, atol=0.02)
+      step = np.zeros((L, H))
+      step[layer, head] = 1e-4  # whose square is what the slope may be off by
+      slopes[layer, head] = (exact_loss(1 + step) - exact_loss(1 - step)) / 2e-4
+    gradient = jax.jit(jax.grad(loss))(np.ones((L, H), "f4"))
+    assert_close(gradient, slopes, 2 * ROUNDINGS)
 
   def test_the_gradient_of_a_vector_that_is_still_zero(self):
     model, params = model_and_params()
@@ -301,7 +305,7 @@ class DataTest(chex.TestCase):
     blocks = jax.jit(jax.grad(of_params))(params)["params"]
     bias = blocks["blocks_1"]["attention"]["output"]["bias"]
     self.assertGreater(float(jnp.abs(bias).max()), 1e-2)
-    chex.assert_trees_all_close(gradient, bias, atol=1e-4, rtol=1e-3)
+    assert_close(gradient, bias, 2 * ROUNDINGS)
 
   def test_the_callers_arrays_stay_as_they_are(self):
     model, params = model_and_params()

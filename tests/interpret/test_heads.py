@@ -1,4 +1,3 @@
-import copy
 import functools
 import math
 
@@ -7,9 +6,10 @@ import chex
 from flax import linen as nn
 import jax
 import numpy as np
-import optax
 
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret
+from tests.close import assert_close, ROUNDINGS
+from tests.reference import reference_logits
 
 B, T, L, H, K = 3, 6, 2, 2, 4
 RNG = np.random.default_rng(0)
@@ -20,6 +20,8 @@ UNIFORM = np.tril(np.ones((T, T))) / np.arange(1, T + 1)[:, None]
 TO_SELF = np.eye(T)
 TO_FIRST = np.eye(T)[np.zeros(T, int)]
 TO_PREVIOUS = np.eye(T)[[0, 0, 1, 2, 3, 4]]
+MEAN = B * T  # roundings: of a weight, of a mean over all queries but the first
+ENTROPY = 4 + T + MEAN  # of a logarithm (two) and a product, a row, and the mean
 
 
 def random_weights(*leading):
@@ -39,8 +41,7 @@ class ScoresTest(chex.TestCase):
     ("to_first", TO_FIRST, 1 / (T - 1)),  # the second token's previous is the first
   )
   def test_previous_token_score(self, pattern, expected):
-    score = interpret.previous_token_score(of_batch(pattern))
-    chex.assert_trees_all_close(score, np.float32(expected), atol=1e-6)
+    assert_close(interpret.previous_token_score(of_batch(pattern)), expected, MEAN)
 
   @parameterized.named_parameters(
     ("uniform", UNIFORM, sum(1 / t for t in range(2, T + 1)) / (T - 1)),
@@ -49,8 +50,7 @@ class ScoresTest(chex.TestCase):
     ("to_first", TO_FIRST, 1.0),
   )
   def test_first_token_score(self, pattern, expected):
-    score = interpret.first_token_score(of_batch(pattern))
-    chex.assert_trees_all_close(score, np.float32(expected), atol=1e-6)
+    assert_close(interpret.first_token_score(of_batch(pattern)), expected, MEAN)
 
   @parameterized.named_parameters(
     ("uniform", UNIFORM, sum(math.log(t) for t in range(2, T + 1)) / (T - 1)),
@@ -58,8 +58,7 @@ class ScoresTest(chex.TestCase):
     ("half_half", (TO_SELF + TO_PREVIOUS) / 2, math.log(2)),
   )
   def test_attention_entropy(self, pattern, expected):
-    entropy = interpret.attention_entropy(of_batch(pattern))
-    chex.assert_trees_all_close(entropy, np.float32(expected), atol=1e-6)
+    assert_close(interpret.attention_entropy(of_batch(pattern)), expected, ENTROPY)
 
   def test_induction_score_by_hand(self):
     tokens = np.array([[7, 4, 4, 7, 5, 4]])
@@ -75,7 +74,7 @@ class ScoresTest(chex.TestCase):
     weights[0, 4, 1] = 1.0  # of a token that is new
     weights[0, 5, 0] = weights[0, 3, 0] = 0.3  # nothing stands before the first
     score = interpret.induction_score(weights, tokens)
-    chex.assert_trees_all_close(score, np.float32((0.1 + 0.4 + 0.7) / 3), atol=1e-6)
+    assert_close(score, (0.1 + 0.4 + 0.7) / 3, 1 + T * T)  # all weights are summed
 
   def test_induction_score_of_a_perfect_head_on_a_repeated_text(self):
     tokens = np.array([[3, 1, 2, 3, 1, 2]])
@@ -117,7 +116,7 @@ class ScoresTest(chex.TestCase):
       (lambda w: interpret.induction_score(w, INPUTS), followers),
     ):
       found = self.variant(score)(weights)
-      chex.assert_trees_all_close(found, brute_force(pick), atol=1e-5)
+      assert_close(found, brute_force(pick), T * MEAN)  # the most that are summed
 
   @parameterized.parameters((2, 3), (1, 1))
   def test_weights_of_a_cached_call_are_refused(self, length, num_keys):
@@ -141,7 +140,7 @@ class SimilarityTest(chex.TestCase):
   def test_alike_and_apart(self):
     patterns = np.stack([of_batch(p) for p in (TO_SELF, TO_PREVIOUS)])
     similarity = interpret.head_similarity(patterns[None])
-    chex.assert_trees_all_close(similarity[0, :, 0], np.eye(2), atol=1e-6)
+    assert_close(similarity[0, :, 0], np.eye(2))
 
   def test_is_one_minus_the_jensen_shannon_divergence_in_bits(self):
     weights = random_weights(L, H, B)
@@ -151,14 +150,15 @@ class SimilarityTest(chex.TestCase):
     def kl(p, q):
       return sum(a * math.log2(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
+    expected = np.zeros((L, H, L, H))
     for i, j, k, m in np.ndindex(L, H, L, H):
       divergences = []
       for b in range(B):
         for t in range(1, T):
           p, q = (weights[at][b, t].astype("f8") for at in ((i, j), (k, m)))
           divergences.append((kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2)
-      expected = 1 - np.mean(divergences)
-      chex.assert_trees_all_close(similarity[i, j, k, m], expected, atol=1e-5)
+      expected[i, j, k, m] = 1 - np.mean(divergences)
+    assert_close(similarity, expected)
 
 
 @functools.cache
@@ -171,21 +171,15 @@ def model_and_params(**changes):
   return model, jax.tree.map(draw, shapes)
 
 
-@functools.cache
-def apply():
-  return jax.jit(model_and_params()[0].apply)
-
-
 def loss(params):
-  """By hand: over the targets that are there."""
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    apply()(params, INPUTS), np.maximum(TARGETS, 0)
-  )
-  return float(np.asarray(losses)[TARGETS >= 0].mean())
+  """By hand, in float64: over the targets that are there."""
+  logits = reference_logits(params, INPUTS, model_and_params()[0].config)
+  chosen = np.take_along_axis(logits, np.maximum(TARGETS, 0)[..., None], -1)[..., 0]
+  return (np.log(np.exp(logits).sum(-1)) - chosen)[TARGETS >= 0].mean()
 
 
 def loss_with_scaled_head(layer, head, scale, add=0.0):
-  params = copy.deepcopy(model_and_params()[1])
+  params = jax.tree.map(np.float64, model_and_params()[1])
   output = params["params"][f"blocks_{layer}"]["attention"]["output"]
   rows = output["kernel"][head * K : (head + 1) * K]
   output["bias"] += add @ rows if np.ndim(add) else 0
@@ -207,14 +201,13 @@ class AblationTest(chex.TestCase):
     found = interpret.head_ablation(
       model, params, BATCH, to=to, heads_at_once=heads_at_once
     )
-    chex.assert_trees_all_close(found, expected, atol=1e-4)
+    assert_close(found, expected, scale=loss(params))  # a difference of two
 
   def test_heads_that_are_gone_already_cost_nothing(self):
     model, params = model_and_params()
     gone = interpret.ablate_heads([[1, 0], [0, 1]])
     rise = interpret.head_ablation(*interpret.edited(model, params, [gone]), BATCH)
-    chex.assert_trees_all_close(rise[0, 0], 0.0, atol=1e-6)
-    chex.assert_trees_all_close(rise[1, 1], 0.0, atol=1e-6)
+    assert_close(rise[[0, 1], [0, 1]], np.zeros(2), scale=loss(params))
     self.assertGreater(float(abs(rise[0, 1])), 1e-3)
 
   def test_refuses(self):
@@ -224,10 +217,11 @@ class AblationTest(chex.TestCase):
       interpret.head_ablation(*model_and_params(), BATCH, heads_at_once=0)
 
   def test_the_gradient_is_the_slope_of_the_loss(self):
-    gradient = interpret.head_gradient(*model_and_params(), BATCH)
-    chex.assert_shape(gradient, (L, H))
+    slopes = np.zeros((L, H))
+    step = 1e-4  # whose square is what the slope may be off by
     for layer, head in np.ndindex(L, H):
-      above, below = (loss_with_scaled_head(layer, head, s) for s in (1.02, 0.98))
-      slope = (above - below) / 0.04
-      chex.assert_trees_all_close(float(gradient[layer, head]), slope, atol=2e-3)
-      self.assertGreater(abs(slope), 5e-3)
+      above, below = (loss_with_scaled_head(layer, head, 1 + s) for s in (step, -step))
+      slopes[layer, head] = (above - below) / (2 * step)
+    gradient = interpret.head_gradient(*model_and_params(), BATCH)
+    assert_close(gradient, slopes, 2 * ROUNDINGS)
+    self.assertGreater(abs(slopes).min(), 5e-3)
