@@ -12,6 +12,7 @@ import numpy as np
 from gpt2_flax.datasets.dataset import floor
 from gpt2_flax.datasets.induction import InductionConfig
 from gpt2_flax.errors import InputError
+from tests.close import assert_close
 
 
 def smallest_period(symbols):
@@ -72,7 +73,7 @@ class OracleTest(chex.TestCase):
           float(probability((*seen, v), config) / of_seen) if of_seen else 0.0
           for v in range(num_symbols)
         ]
-        chex.assert_trees_all_close(rows[n], np.array([0.0, *expected]), atol=1e-12)
+        assert_close(rows[n], np.array([0.0, *expected]))
       possible += bool(of_seen)
     self.assertBetween(possible, num_symbols**last, num_symbols**6 - 1)
 
@@ -83,13 +84,13 @@ class OracleTest(chex.TestCase):
       rows = dataset.next_token_probabilities(window[:-1])
       of_targets = rows[np.arange(48), window[1:]]
       self.assertGreater(of_targets[32:].min(), 0.999)
-      chex.assert_trees_all_close(of_targets[:4], np.full(4, 1 / 32))
+      assert_close(of_targets[:4], np.full(4, 1 / 32))
 
   def test_long_periods_do_not_underflow(self):
     dataset = InductionConfig(min_period=4, max_period=300).make(320)
     for i in range(10):
       rows = dataset.next_token_probabilities(dataset.window("train", i))
-      chex.assert_trees_all_close(rows.sum(axis=1), np.ones(321))
+      assert_close(rows.sum(axis=1), np.ones(321))
 
   @parameterized.parameters(1, 5, 48, 60)
   def test_floor_of_one_period_is_what_its_first_round_costs(self, period):
@@ -97,7 +98,7 @@ class OracleTest(chex.TestCase):
     dataset = InductionConfig(min_period=period, max_period=period).make(48)
     windows = np.stack([dataset.window("validation", i) for i in range(5)])
     expected = math.log(32) * min(period, 48) / 48
-    self.assertAlmostEqual(floor(dataset, windows), expected, 12)
+    assert_close(floor(dataset, windows), expected)
 
 
 class InductionConfigTest(chex.TestCase):

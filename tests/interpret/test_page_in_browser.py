@@ -14,10 +14,9 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import ROUNDINGS
 from tests.interpret.browser import launch
-from tests.interpret.test_page import make
+from tests.interpret.test_page import decoded, make
 from tests.reliability import injection
 from tests.reliability.campaign import Tally
-from tests.interpret.test_page import decoded, make
 
 
 def numbers(texts: list[str]) -> list[float]:

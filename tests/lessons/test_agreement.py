@@ -12,6 +12,7 @@ from gpt2_flax.datasets.grammar import GrammarConfig, NOUNS
 from gpt2_flax.interpret import Trace
 from lessons import agreement
 from lessons.training import Trained
+from tests.close import assert_close
 from tests.lessons.stubs import (
   all_but,
   figures,
@@ -94,7 +95,7 @@ class RightShareTest(chex.TestCase):
       )
     before = (0.6 / 0.8 + 0.3 / 0.5 + 0.3 / 1.0 + 1.0) / 4
     after = (0.6 / 1.0 + 0.6 / 0.8 + 0.3 / 1.7 + 1.0) / 4
-    chex.assert_trees_all_close(shares, np.array([before, after], "f4"), atol=1e-5)
+    assert_close(shares, np.array([before, after]))
 
 
 class DissectTest(chex.TestCase):
@@ -118,7 +119,7 @@ class DissectTest(chex.TestCase):
       [w[0] for w in words], [agreement.SINGULAR[0], agreement.PLURAL[0]]
     )
     self.assertEqual(len(words[0]), len(agreement.SINGULAR))
-    np.testing.assert_allclose(value.ravel(), np.arange(12), atol=1e-4)
+    assert_close(value.ravel(), np.arange(12.0))
     return 1 - (masks_MLH * COSTS).sum((1, 2)) * (1 + (tokens_BT.shape[1] - 3) / 8)
 
   def test_one_head_looks_and_heads_go(self):
@@ -134,10 +135,10 @@ class DissectTest(chex.TestCase):
     self.assertEqual(tuple(out["looker"]), (1, 0))  # across clauses, not next to it
     self.assertEqual(list(out["by distance"]), [0, 4, 7, 8])
     for distance, expected in ((0, 0.2), (4, 0.8), (7, 0.6), (8, 0.4)):
-      self.assertAlmostEqual(out["by distance"][distance], expected, delta=1e-6)
+      assert_close(out["by distance"][distance], expected)
     # whole, without (1, 0), without (1, 1), without both, without (0, 1)
     of_each = 1 - np.outer([1, 1.5, 1.875, 2], [0, 0.1, 0.02, 0.12, 0.3])
-    np.testing.assert_allclose(out["shares"], of_each, rtol=1e-5)
+    assert_close(out["shares"], of_each, dtype=np.float32)
     tokens, weights = out["example"]
     self.assertLen(tokens, 10)
     chex.assert_shape(weights, (2, 2, 1, 10, 10))

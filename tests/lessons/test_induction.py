@@ -10,6 +10,7 @@ import numpy as np
 
 from gpt2_flax.interpret import Trace
 from lessons import induction
+from tests.close import assert_close
 from tests.lessons.stubs import (
   all_but,
   figures,
@@ -30,10 +31,8 @@ def one_hot(sources, length):
 
 class MeasureTest(chex.TestCase):
   def test_halfway_is_where_a_curve_crosses(self):
-    self.assertAlmostEqual(
-      induction.halfway([50, 100, 150], [3.0, 3.0, 1.0], 2.5), 112.5
-    )
-    self.assertAlmostEqual(induction.halfway([10, 20], [0.0, 1.0], 0.3), 13.0)
+    assert_close(induction.halfway([50, 100, 150], [3.0, 3.0, 1.0], 2.5), 112.5)
+    assert_close(induction.halfway([10, 20], [0.0, 1.0], 0.3), 13.0)
 
   def test_scores_of_heads_that_look_at_one_place(self):
     # 7 8 9 7 8 9: a token's equal is three back, and what followed that two back
@@ -49,13 +48,11 @@ class MeasureTest(chex.TestCase):
 
     with mock.patch.object(induction, "trace", trace):
       scores = induction.head_scores(object(), {}, {"inputs": tokens})
-    chex.assert_trees_all_close(
-      scores,
-      {
-        "previous": np.array([[1.0, 0.0], [0.2, 0.0]]),
-        "induction": np.array([[0.0, 0.0], [0.0, 1.0]]),
-      },
-    )
+    expected = {
+      "previous": np.array([[1.0, 0.0], [0.2, 0.0]]),
+      "induction": np.array([[0.0, 0.0], [0.0, 1.0]]),
+    }
+    assert_close(scores, expected)
 
   def test_loss_is_a_mean_over_the_targets_that_count(self):
     """Of a model whose loss on a target is what is given, and 1 more a head less."""
@@ -77,7 +74,7 @@ class MeasureTest(chex.TestCase):
     ):
       model = object()
       loss = induction.loss_without(model, 0.5, batch, ablated)
-    self.assertAlmostEqual(float(loss), 3.5)
+    assert_close(loss, 3.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +163,7 @@ class VerdictTest(chex.TestCase):
     self.assertEqual([(r["layers"], r["seed"]) for r in rows][2:4], [(1, 2), (2, 0)])
     for row, expected in ((rows[0], (1.38, 0.1, 0.21)), (rows[-1], (0.023, 0.8, 0.93))):
       columns = "above the floor", "previous-token score", "induction score"
-      np.testing.assert_allclose([row[column] for column in columns], expected)
+      assert_close([row[column] for column in columns], list(expected))
     row = table(report, "The loss without")[2]
     expected = {
       "seed": 2,
@@ -176,7 +173,7 @@ class VerdictTest(chex.TestCase):
       "one induction head": 1.26,  # the worse of two
       "both induction heads": 5.0,
     }
-    chex.assert_trees_all_close(dict(row), expected)
+    assert_close(dict(row), expected, dtype=np.float32)
 
   def test_holds_at_its_reduced_size(self):
     self.assertEqual(held(run_on(reduced=True)), [True] * 4)

@@ -17,6 +17,7 @@ from gpt2_flax.errors import InputError
 from lessons import __main__ as door
 from lessons import LESSONS, order, report
 from lessons.report import Finding, new_figure, Report
+from tests.close import assert_close
 
 # (title begins with, row, column) -> the range that a reduced run must meet.
 KEY_FIGURES = {
@@ -175,4 +176,4 @@ class CopyTest(chex.TestCase):
       total -= len(labels) * np.sum(share * np.log(share))
     number = sum(map(len, counts.values()))
     bag = order.CopyFromBag(num_symbols, length + 1)
-    self.assertAlmostEqual(floor(bag, windows), total / number, delta=1e-9)
+    assert_close(floor(bag, windows), total / number)

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt2_flax import GPT2Config
 from lessons import order
+from tests.close import assert_close
 from tests.lessons.stubs import (
   all_but,
   figures,
@@ -114,7 +115,7 @@ class VerdictTest(chex.TestCase):
     kinds = {(row["layers"], row["positions"]): row for row in rows}
     self.assertLen(kinds, 4)
     one = kinds[1, "none"]
-    self.assertAlmostEqual(one["loss (nats)"], 1.6271)
+    assert_close(one["loss (nats)"], 1.6271)
     self.assertEqual((one["lowest"], one["highest"]), (1.627, 1.6272))
     self.assertEqual(one["floor"], self.BAG)
     self.assertEqual(kinds[2, "none"]["floor"], 0.0)

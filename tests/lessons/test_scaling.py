@@ -10,6 +10,7 @@ import numpy as np
 
 from lessons import scaling
 from lessons.scaling import HEAD_DIMS, WITH, WITHOUT
+from tests.close import assert_close
 from tests.lessons.stubs import all_but, figures, held, picture_size, table
 
 PAGE = {  # medians of entropy, and of the gradient at the query, by head_dim
@@ -44,13 +45,15 @@ class MeasureTest(chex.TestCase):
       measured = np.asarray(measure(head_dim, scaled, num_rows, 3))
     chex.assert_shape(measured, (3, num_rows))
     divisor = np.sqrt(head_dim) if scaled else 1.0
+    expected = np.zeros((3, num_rows))
     for row in range(num_rows):
       powers = np.exp(keys[row] @ queries[row, 0] / divisor)
       p = powers / powers.sum()
       at_scores = (np.diag(p) - np.outer(p, p)) @ wanted[row, 0]
       at_query = keys[row].T @ at_scores / divisor
-      expected = [-(p * np.log(p)).sum(), *map(np.linalg.norm, (at_scores, at_query))]
-      np.testing.assert_allclose(measured[:, row], expected, rtol=2e-4, atol=1e-6)
+      expected[0, row] = -(p * np.log(p)).sum()
+      expected[1:, row] = np.linalg.norm(at_scores), np.linalg.norm(at_query)
+    assert_close(list(measured), list(expected))
 
 
 class VerdictTest(chex.TestCase):
@@ -85,9 +88,9 @@ class VerdictTest(chex.TestCase):
     for name, row in zip((WITH, WITHOUT), rows[-2:], strict=True):
       entropy, at_query = (of[-1] for of in PAGE[name])
       self.assertEqual(row["scores"], name)
-      self.assertAlmostEqual(row["entropy, nats"], entropy, delta=1e-6)
-      self.assertAlmostEqual(row["gradient at scores"], 0.15, delta=1e-6)
-      self.assertAlmostEqual(row["gradient at query"], at_query, delta=1e-6)
+      columns = "entropy, nats", "gradient at scores", "gradient at query"
+      found = [row[column] for column in columns]
+      assert_close(found, [entropy, 0.15, at_query], dtype=np.float32)
       lost = 0.0 if name == WITH else 2 / 3
       self.assertAlmostEqual(row["rows lost"], lost, delta=1e-2)
 

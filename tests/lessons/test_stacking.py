@@ -14,6 +14,7 @@ from gpt2_flax.datasets.grammar import INTRANSITIVE, TRANSITIVE
 from gpt2_flax.datasets.pipeline import validation_windows
 from lessons import stacking
 from lessons.training import losses_by_position, Trained
+from tests.close import assert_close
 from tests.lessons.stubs import (
   all_but,
   figures,
@@ -53,7 +54,7 @@ class LensTest(chex.TestCase):
       jax.nn.softmax(reference_logits(of, tokens, model.config))
       for of in (idle, params)
     ]
-    chex.assert_trees_all_close(read, np.array(expected), atol=1e-5)
+    assert_close(read, np.array(expected))
 
 
 class VerdictTest(chex.TestCase):
@@ -111,15 +112,14 @@ class VerdictTest(chex.TestCase):
     self.assertBetween(picture_size(report), 5_000, 150_000)
     rows = table(report, "Gap")
     self.assertEqual([row["layers"] for row in rows], list(GAPS))
-    self.assertAlmostEqual(rows[0]["mean"], GAPS[1])
-    self.assertAlmostEqual(rows[1]["gap, seed 2"], GAPS[2] * 1.1)
+    assert_close(rows[0]["mean"], GAPS[1])
+    assert_close(rows[1]["gap, seed 2"], GAPS[2] * 1.1)
     rows = table(report, "The logit lens")
     measured = [row["gap"] for row in rows]
-    np.testing.assert_allclose(measured, [*LENS, 0.0], atol=1e-5)
+    assert_close(np.array(measured), np.array([*LENS, 0.0]), dtype=np.float32)
     shares = [[row["for the cats"], row["for the dog"]] for row in rows]
-    np.testing.assert_allclose(shares[0], [0.0, 1.0], atol=1e-6)
-    np.testing.assert_allclose(shares[-2], SAID, atol=1e-6)
-    np.testing.assert_allclose(shares[-1], [1.0, 0.0], atol=1e-6)
+    some, said = np.array([shares[0], *shares[-2:]]), np.array([[0, 1], SAID, [1, 0]])
+    assert_close(some, said, dtype=np.float32)
     self.assertEqual(rows[-1]["read after"], "the language itself")
 
   def test_holds_at_its_reduced_size(self):

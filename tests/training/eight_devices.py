@@ -46,9 +46,9 @@ from gpt2_flax.training.step import (
 )
 from gpt2_flax.training.workdir import load_run
 from gpt2_flax.transformer import GPT2
+from tests.close import assert_close, ROUNDINGS
 from tests.reliability.runs import digest_of
 from tests.training import test_step
-from tests.close import assert_close, ROUNDINGS
 
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]
 ONE, EVERY_AXIS, TENSOR_ONLY = (1, 1, 1), (2, 2, 2), (1, 1, 8)
