@@ -225,8 +225,8 @@ def _serve(connection: socket.socket) -> dict:
     if not size:
       os._exit(0)
     request = b""
-    while len(request) < int.from_bytes(size, "little"):
-      if not (part := connection.recv(1 << 20)):
+    while missing := int.from_bytes(size, "little") - len(request):
+      if not (part := connection.recv(missing)):  # no more: the next may be there
         os._exit(0)
       request += part
     if os.fork() == 0:

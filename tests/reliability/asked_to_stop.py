@@ -95,7 +95,7 @@ def asked_to_stop(folder: pathlib.Path, chance: random.Random, full: bool) -> Ta
   if full:
     with tally.attempt("where they end"):
       assert len(ends) == 1, "two runs that were stopped elsewhere end otherwise"
-  longest, phase = max(max(run.seconds) for run in runs)
+  longest, phase = max(second for run in runs for second in [(0.0, ""), *run.seconds])
   tally.measured = f"gone within {longest:.1f} s, which was when {phase}"
   return tally
 
