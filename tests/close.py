@@ -34,7 +34,9 @@ weights 1, the mix 1: 36 a block, with query and key counted both; before the bl
 
 All this is relative to the size of what is rounded. What is left of large parts that
 cancel is small, but its roundings are those of the parts: there the test names the size
-of the parts, as `scale`.
+of the parts, as `scale`. A softmax hands on its scores' roundings as many times as they
+are large, up to 15 times here; for that a row as long has room, since it takes few
+roundings to a score, and hardly one is as large as u.
 """
 
 import math

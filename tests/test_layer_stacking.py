@@ -115,7 +115,10 @@ class EqualsThePlainLoopTest(chex.TestCase):
     sums = Layers().apply({}, jnp.zeros((1, 4, 50)), rngs=rngs)
     # each layer adds 0 or 2: one mask for all would give 0 or 16 everywhere
     self.assertEqual(set(np.unique(sums)) - set(range(0, 17, 2)), set())
-    self.assertGreater(np.mean((sums > 2) & (sums < 14)), 0.8)
+    share = 1 - 2 * (1 + 8) / 2**8  # of eight masks, two to six
+    five_standard_errors = 5 * np.sqrt(share * (1 - share) / sums.size)
+    spread = np.mean((sums > 2) & (sums < 14))
+    self.assertLess(abs(spread - share), five_standard_errors)
 
 
 class ConversionTest(chex.TestCase):
