@@ -63,6 +63,7 @@ class CloseTest(chex.TestCase):
   def test_scales_may_differ(self):
     zeros, off = {"a": 0.0, "b": 0.0}, {"a": 1e-9, "b": 1e-9}
     assert_close(off, zeros, scale={"a": 1e6, "b": 1e6})
+    assert_close(off, zeros, scale=1e6)  # for both
     self.assert_apart(off, zeros, scale={"a": 1e6, "b": 1.0}, says="['b'] is off")
     self.assert_apart(off, zeros, scale=[1.0, 1.0], says="scale: must be")
 
