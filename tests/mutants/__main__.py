@@ -83,6 +83,7 @@ def main(part_of_name: str = "") -> int:
   with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(WORKERS) as pool:
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.check_output(listed, cwd=ROOT, text=True).splitlines()
+    names = [name for name in names if (ROOT / name).exists()]
     copies: queue.Queue[pathlib.Path] = queue.Queue()
     for number in range(WORKERS):
       copy = pathlib.Path(folder) / str(number)
