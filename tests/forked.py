@@ -289,9 +289,12 @@ def _leave(code: int | str | None) -> NoReturn:
     print(code, file=sys.stderr)
   threading._shutdown()
   atexit._run_exitfuncs()
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(BrokenPipeError):
-      stream.flush()
+  try:
+    sys.stdout.flush()
+  except OSError as error:  # as the interpreter says it, and the code that it gives
+    print(f"Exception ignored in {sys.stdout}: {error!r}", file=sys.stderr)
+    code = 120
+  sys.stderr.flush()
   os._exit(code if isinstance(code, int) else bool(code))
 
 
