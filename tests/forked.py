@@ -206,6 +206,7 @@ def _nursery() -> socket.socket:
     cwd=ROOT,
     pass_fds=[theirs.fileno()],
     stdin=subprocess.DEVNULL,
+    env=os.environ | {"PYTHONUNBUFFERED": ""},  # lines wait in a pipe, as for a person
   )
   theirs.close()
 
