@@ -92,7 +92,8 @@ class VerdictTest(chex.TestCase):
       found = [row[column] for column in columns]
       assert_close(found, [entropy, 0.15, at_query], dtype=np.float32)
       lost = 0.0 if name == WITH else 2 / 3
-      self.assertAlmostEqual(row["rows lost"], lost, delta=1e-2)
+      # a third of 512 rows is no whole number
+      self.assertAlmostEqual(row["rows lost"], lost, delta=1 / 512)
 
   @parameterized.parameters(
     (0, {(64, WITH, 0): 3.4}),
