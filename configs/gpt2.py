@@ -11,7 +11,7 @@ accelerators: a step is half a million tokens, in pieces that should fit an H100
 from ml_collections import ConfigDict
 
 from configs import text
-from gpt2_flax.transformer import GPT2Config
+from gpt2_flax.model_config import GPT2Config
 
 # Pieces of a batch of 512: 32, 32, 16 and 8 windows at a time.
 ACCUMULATION_STEPS = {"small": 16, "medium": 16, "large": 32, "xl": 64}

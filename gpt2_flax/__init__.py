@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
   "GPT2": "transformer",
-  "GPT2Config": "transformer",
+  "GPT2Config": "model_config",
   "InputError": "errors",
   "MultiHeadAttention": "multihead_attention",
   "PositionalEncoding": "positional_encoding",

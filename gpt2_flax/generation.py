@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.self_attention import KeyValues
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.layers.key_values import KeyValues
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.transformer import GPT2
 
 OVERFLOWS = ("stop", "slide")
 CHUNK = 16  # tokens made on the device before the host looks at them
@@ -129,10 +130,10 @@ def _next_logits(
   is_token_B1S = (jnp.arange(num_slots)[None] >= padding_B[:, None])[:, None]
   slots = slot + jnp.arange(tokens_BT.shape[1])[None]
   positions_BT = jnp.maximum(slots - padding_B[:, None], 0)
-  hidden_and_cache: Any = model.apply(
-    params, tokens_BT, positions_BT, is_token_B1S, cache, slot, method="hidden"
+  extended: Any = model.apply(
+    params, tokens_BT, positions_BT, is_token_B1S, cache, slot, method="extend"
   )
-  hidden_BTD, cache = hidden_and_cache
+  hidden_BTD, cache = extended
   logits_BTV: Any = model.apply(params, hidden_BTD[:, -1:], method="unembed")
   return logits_BTV[:, 0], cache
 
@@ -259,6 +260,8 @@ def stream(
   overflow: str = "stop",
 ) -> Iterator[list[list[int]]]:
   """As `generate`, a few tokens at a time: each item has a row's next ones."""
+  if not model.config.causal:
+    raise InputError("model.causal is False: must be True to generate")
   context_length = model.config.context_length
   texts = [[int(token) for token in prompt] for prompt in prompts]
   if not texts or min(map(len, texts)) == 0:

@@ -27,10 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from gpt2_flax import tokenizers
-from gpt2_flax.atomic_files import replacing
 from gpt2_flax.errors import InputError
-from gpt2_flax.hub_folder import (
+from gpt2_flax.files.atomic import replacing
+from gpt2_flax.hub.folder import (
   CONFIG,
   config_json,
   find_folder,
@@ -41,9 +40,10 @@ from gpt2_flax.hub_folder import (
   WEIGHTS,
   write_tokenizer,
 )
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.positional_encoding import PositionalEncoding
-from gpt2_flax.tokenizers import Tokenizer
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.tokenizer import read_tokenizer, Tokenizer
+from gpt2_flax.transformer import GPT2
 
 # Their tensor: (our parameter, its axes as stored). Their kernels are [in, out], like
 # ours; `*` is query, key and value, which they keep side by side in one tensor.
@@ -256,6 +256,10 @@ def _check_expressible(config: GPT2Config) -> None:
       f"model.positional_encoding is {config.positional_encoding!r}: must be learned,"
       " sinusoidal or none to be saved in GPT-2's format"
     )
+  if not config.causal:
+    raise InputError(
+      "model.causal is False: must be True to be saved in GPT-2's format"
+    )
   if not config.feed_forward:
     raise InputError(
       "model.feed_forward is False: must be True to be saved in GPT-2's format"
@@ -294,4 +298,4 @@ def _tensors(config: GPT2Config, flat: Mapping[str, Any]) -> dict[str, np.ndarra
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> Tokenizer:
   """The tokenizer that lies beside the weights."""
-  return tokenizers.load(find_folder(os.fspath(name_or_path)) / TOKENIZER)
+  return read_tokenizer(find_folder(os.fspath(name_or_path)) / TOKENIZER)

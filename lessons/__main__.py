@@ -4,13 +4,13 @@ import importlib
 import sys
 from types import ModuleType
 
-from gpt2_flax.atomic_files import write_text
 from gpt2_flax.doors.command_line import (
   guarded,
   keep_compiled_programs,
   leave_on_signals,
 )
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.files.atomic import write_text
 from lessons import LESSONS
 from lessons.report import FOLDER, Report, show
 

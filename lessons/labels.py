@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt2_flax.datasets import ToyLanguage
 from gpt2_flax.datasets.dataset import Batch
-from gpt2_flax.tokenizers import WordTokenizer
+from gpt2_flax.tokenizer import WordTokenizer
 
 
 class Labels(ToyLanguage):

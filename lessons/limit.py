@@ -26,7 +26,7 @@ from gpt2_flax.datasets.dataset import require_seed, require_start_token
 from gpt2_flax.datasets.markov import MarkovConfig
 from gpt2_flax.datasets.pipeline import validation_windows
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import WordTokenizer
+from gpt2_flax.tokenizer import WordTokenizer
 from lessons.report import COLOURS, Finding, new_figure, Report, show
 from lessons.training import SEEDS, train, Trained
 

@@ -7,7 +7,7 @@ import time
 
 from matplotlib.figure import Figure
 
-from gpt2_flax.atomic_files import replacing
+from gpt2_flax.files.atomic import replacing
 
 FOLDER = pathlib.Path(__file__).parent
 PICTURES = FOLDER / "pictures"

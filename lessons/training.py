@@ -13,8 +13,9 @@ import tqdm
 from configs import toy
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.pipeline import train_batches
-from gpt2_flax.training.config import ExperimentConfig, parse
+from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.mesh import batch_sharding, one_device_mesh
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.step import abstract_state, init_state, make_train_step

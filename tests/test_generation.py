@@ -21,7 +21,8 @@ from gpt2_flax.generation import (
   Sampling,
   stream,
 )
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.transformer import GPT2
 from tests.close import ROUNDINGS
 
 GREEDY = Sampling(temperature=0)

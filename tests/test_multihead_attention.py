@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 from absl.testing import parameterized
@@ -9,8 +10,9 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from gpt2_flax.errors import InputError
+from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.multihead_attention import MultiHeadAttention
-from gpt2_flax.self_attention import KeyValues, SelfAttention
+from gpt2_flax.self_attention import SelfAttention
 from tests.close import assert_close
 
 B, T, H, K, D = 2, 6, 3, 4, 5
@@ -197,24 +199,23 @@ class MultiHeadAttentionTest(chex.TestCase):
     x = inputs()
     module = MultiHeadAttention(num_heads=H, head_dim=K)
     params = random_params(module, x)
-    apply = self.variant(module.apply)
+    apply = self.variant(functools.partial(module.apply, method="attend"))
     num_slots = T + 2
     mask = np.pad(MASKS["padding"], ((0, 0), (0, 0), (0, 2)), constant_values=True)
     zeros = jnp.zeros((H, B, num_slots, K))
     first, cache = apply(params, x[:, :4], mask, KeyValues(zeros, zeros), 0)
     second, cache = apply(params, x[:, 4:], mask, cache, 4)
     chex.assert_tree_shape_prefix(cache, (H, B, num_slots, K))
-    assert_close(
-      jnp.concatenate([first, second], axis=1), apply(params, x, MASKS["padding"])
-    )
+    whole = module.apply(params, x, MASKS["padding"])
+    assert_close(jnp.concatenate([first, second], axis=1), whole)
 
   def test_any_split_through_the_cache_equals_the_whole(self):
     x = inputs()
     module = MultiHeadAttention(num_heads=H, head_dim=K)
     params = random_params(module, x)
-    apply = jax.jit(module.apply)
+    apply = jax.jit(functools.partial(module.apply, method="attend"))
     length = 4
-    whole = apply(params, x[:, :length])
+    whole = module.apply(params, x[:, :length])
     for is_cut in itertools.product([False, True], repeat=length - 1):
       cuts = [0, *(1 + np.flatnonzero(is_cut)), length]
       cache = KeyValues(jnp.zeros((H, B, length, K)), jnp.zeros((H, B, length, K)))

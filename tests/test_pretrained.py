@@ -17,8 +17,8 @@ import optax
 from safetensors.numpy import load_file, save_file
 
 from gpt2_flax import generation, GPT2, GPT2Config, InputError, pretrained
-from gpt2_flax.hub_folder import StoredTensor
-from gpt2_flax.tokenizers import WordTokenizer
+from gpt2_flax.hub.folder import StoredTensor
+from gpt2_flax.tokenizer import WordTokenizer
 from tests.close import assert_close, ROUNDINGS, sizes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

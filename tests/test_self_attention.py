@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.self_attention import causal_mask, KeyValues, SelfAttention
+from gpt2_flax.layers.key_values import KeyValues
+from gpt2_flax.self_attention import SelfAttention
 from tests.close import assert_close, ROUNDINGS, sizes
 
 B, T, D, K = 2, 6, 5, 4
@@ -139,7 +140,7 @@ class SelfAttentionTest(chex.TestCase):
     params, x = random_params(module), inputs()
     num_slots = T + 2
     mask = np.pad(MASKS["padding"], ((0, 0), (0, 0), (0, 2)), constant_values=True)
-    apply = self.variant(module.apply)
+    apply = self.variant(functools.partial(module.apply, method="attend"))
     cache = KeyValues(jnp.zeros((B, num_slots, K)), jnp.zeros((B, num_slots, K)))
     pieces = []
     for start, end in itertools.pairwise([0, 1, 4, T]):
@@ -193,7 +194,7 @@ class SelfAttentionTest(chex.TestCase):
     pieces = []
     for start, end in itertools.pairwise([0, 1, 4, T]):
       piece, cache = module.apply(
-        params, x[:, start:end], mask, cache, start + 3, slope
+        params, x[:, start:end], mask, cache, start + 3, slope, method="attend"
       )
       pieces.append(piece)
     assert_close(jnp.concatenate(pieces, axis=1), whole)
@@ -201,16 +202,22 @@ class SelfAttentionTest(chex.TestCase):
   def test_start_means_nothing_without_a_cache(self):
     module = SelfAttention(K)
     params, x = random_params(module), inputs()
-    chex.assert_trees_all_equal(
-      module.apply(params, x, start=2), module.apply(params, x)
-    )
+    out, cache = module.apply(params, x, start=2, method="attend")
+    chex.assert_trees_all_equal(out, module.apply(params, x))
+    self.assertIsNone(cache)
 
   @parameterized.parameters((3, 3, 0), (2, 6, 3), (1, 4, 0), (4, 4, 2))
-  def test_causal_mask(self, num_queries, num_keys, start):
-    expected = [[s <= start + t for s in range(num_keys)] for t in range(num_queries)]
-    chex.assert_trees_all_equal(
-      causal_mask(num_queries, num_keys, start), jnp.array([expected])
-    )
+  def test_visible(self, num_queries, num_keys, start):
+    slots = start + jnp.arange(num_queries), jnp.arange(num_keys)
+    for causal in (True, False):
+      expected = [
+        [s <= start + t or not causal for s in range(num_keys)]
+        for t in range(num_queries)
+      ]
+      chex.assert_trees_all_equal(
+        SelfAttention(K, causal=causal).apply({}, *slots, method="visible"),
+        jnp.array([expected]),
+      )
 
   def test_softmax_is_in_float32_for_bfloat16_too(self):
     module = SelfAttention(K, dtype=jnp.bfloat16)

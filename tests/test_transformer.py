@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -14,8 +15,9 @@ import optax
 import gpt2_flax
 from gpt2_flax.errors import InputError
 from gpt2_flax.generation import empty_cache
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.self_attention import SelfAttention
-from gpt2_flax.transformer import GPT2, GPT2Config, num_params
+from gpt2_flax.transformer import GPT2, num_params
 from tests.close import assert_close, walk
 from tests.reference import reference_logits
 
@@ -111,15 +113,16 @@ class LogitsTest(chex.TestCase):
   def test_pieces_through_the_cache_equal_the_whole(self, positional_encoding):
     model = tiny(positional_encoding=positional_encoding)
     params = random_params(model)
-    apply = jax.jit(model.apply)
+    extend = jax.jit(functools.partial(model.apply, method="extend"))
     cache = empty_cache(model.config, B, T + 1)
     pieces = []
     for start, end in itertools.pairwise([0, 3, 4, 5, T]):
-      piece, cache = apply(params, tokens()[:, start:end], cache=cache, start=start)
+      piece, cache = extend(params, tokens()[:, start:end], cache=cache, start=start)
       pieces.append(piece)
     self.assertLen(cache, 2)
     chex.assert_tree_shape_prefix(cache, (2, B, T + 1, 4))
-    assert_close(jnp.concatenate(pieces, axis=1), apply(params, tokens()))
+    whole = model.apply(params, tokens(), method="hidden")
+    assert_close(jnp.concatenate(pieces, axis=1), whole)
 
   @parameterized.parameters("sinusoidal", "rotary", "alibi")
   def test_bfloat16_is_near_float32(self, kind):

@@ -5,7 +5,7 @@ import abc
 import numpy as np
 
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation")
 Batch = dict[str, np.ndarray]

@@ -20,7 +20,7 @@ import numpy as np
 
 from gpt2_flax.datasets.dataset import require_seed, require_start_token, ToyLanguage
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import WordTokenizer
+from gpt2_flax.tokenizer import WordTokenizer
 
 # Who acts decides the verb's form and the pronoun: he, she, it or they.
 AGREEMENTS = ("he", "she", "it", "they")

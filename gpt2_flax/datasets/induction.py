@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt2_flax.datasets.dataset import require_seed, require_start_token, ToyLanguage
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import WordTokenizer
+from gpt2_flax.tokenizer import WordTokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from gpt2_flax.cache import cache_folder
 from gpt2_flax.datasets import token_cache
 from gpt2_flax.datasets.dataset import Dataset
 from gpt2_flax.errors import InputError
+from gpt2_flax.files.cache import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,17 @@ import pathlib
 import numpy as np
 import tqdm
 
-from gpt2_flax import tokenizers
-from gpt2_flax.atomic_files import replacing
-from gpt2_flax.cache import cache_folder
 from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from gpt2_flax.files.atomic import replacing
+from gpt2_flax.files.cache import cache_folder
+from gpt2_flax.tokenizer import (
+  BPETokenizer,
+  ByteTokenizer,
+  CharTokenizer,
+  read_tokenizer,
+  Tokenizer,
+  tokenizer_json,
+)
 
 FORMAT = 1  # counts up whenever the same text would be cut or stored differently
 PIECE_BYTES = 1 << 20
@@ -43,12 +49,12 @@ def tokenize(
     InputError: a file cannot be read, is empty or not UTF-8, or no such tokenizer.
   """
   ready = _read_tokenizer(tokenizer)
-  about = [FORMAT, tokenizer if ready is None else tokenizers.dumps(ready)]
+  about = [FORMAT, tokenizer if ready is None else tokenizer_json(ready)]
   about += [bpe_vocab_size] if tokenizer == "bpe" else []
   folder = cache_folder() / f"tokens-{_content_hash(files, about)}"
   if not folder.exists():
     _build(folder, files, ready or _make_tokenizer(tokenizer, files, bpe_vocab_size))
-  ready = tokenizers.load(folder / "tokenizer.json")
+  ready = read_tokenizer(folder / "tokenizer.json")
   return np.memmap(folder / "tokens.bin", _dtype(ready), "r"), ready
 
 
@@ -65,7 +71,7 @@ def _read_tokenizer(name: str) -> Tokenizer | None:
   if not os.path.isfile(path):
     allowed = ("char", "byte", "bpe", "a tokenizer.json or its folder")
     raise unknown_name("data.tokenizer", name, allowed)
-  return tokenizers.load(path)
+  return read_tokenizer(path)
 
 
 def _make_tokenizer(
@@ -158,7 +164,7 @@ def _build(
         for piece in _pieces(files):
           out.write(np.array(tokenizer.encode(piece), _dtype(tokenizer)).tobytes())
           bar.update(len(piece.encode()))
-      (temporary / "tokenizer.json").write_text(tokenizers.dumps(tokenizer), "utf-8")
+      (temporary / "tokenizer.json").write_text(tokenizer_json(tokenizer), "utf-8")
   except InputError:
     if not folder.exists():  # else another run has just made the same cache
       raise

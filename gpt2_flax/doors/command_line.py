@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags, ConfigDict
 
-from gpt2_flax.atomic_files import remove_unfinished
-from gpt2_flax.cache import cache_folder
 from gpt2_flax.errors import InputError, RunError, unknown_name
+from gpt2_flax.files.atomic import remove_unfinished
+from gpt2_flax.files.cache import cache_folder
 from gpt2_flax.training import default_config
 
 flags.disclaim_key_flags()  # what is defined here belongs to the door that asks for it
@@ -140,7 +140,7 @@ def load_model() -> tuple[Any, Any, Any]:
   if bool(workdir) == bool(pretrained_name):
     raise InputError("give one of --workdir (a run) and --pretrained (weights)")
   if workdir:
-    from gpt2_flax.training.workdir import load_run
+    from gpt2_flax.training.source import load_run
 
     return load_run(pathlib.Path(workdir))
   from gpt2_flax import pretrained

@@ -11,9 +11,9 @@ import pathlib
 
 from absl import flags
 
-from gpt2_flax import atomic_files
 from gpt2_flax.doors import command_line
 from gpt2_flax.errors import InputError
+from gpt2_flax.files import atomic
 
 command_line.define_model_flags()
 _PROMPT = flags.DEFINE_string(
@@ -27,7 +27,7 @@ _OUTPUT = flags.DEFINE_string(
 def main() -> int:
   """Loads the model, writes the page."""
   from gpt2_flax.interpret.page import page_data, render_page
-  from gpt2_flax.training.workdir import load_dataset
+  from gpt2_flax.training.source import load_dataset
 
   workdir = flags.FLAGS.workdir
   output = pathlib.Path(_OUTPUT.value or pathlib.Path(workdir or ".") / "explain.html")
@@ -45,7 +45,7 @@ def main() -> int:
   title = pathlib.Path(workdir).resolve().name if workdir else flags.FLAGS.pretrained
   data = page_data(model, params, tokenizer, tokens, title=title, dataset=dataset)
   page = render_page(data, model.config)
-  atomic_files.write_text(output, page)
+  atomic.write_text(output, page)
   for note in data["notes"]:
     print(note)
   print(f"wrote {output}, {len(page.encode()) / 1e6:.1f} MB")

@@ -29,16 +29,16 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 
 
 def main() -> int:
   """Checks the config, trains, says how it went."""
-  from gpt2_flax.training import config, loop, processes  # slow: after the flags
+  from gpt2_flax.training import experiment, loop, processes  # slow: after the flags
 
   place = processes.find_place(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
-  experiment, dataset = config.parse(flags.FLAGS.config)
+  config, dataset = experiment.parse(flags.FLAGS.config)
 
   def train() -> int:
-    result = loop.train(experiment, dataset, workdir)
+    result = loop.train(config, dataset, workdir)
     print(result.summary(workdir))
     return 128 + result.stopped_by if result.stopped_by else 0
 

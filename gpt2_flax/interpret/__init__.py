@@ -20,6 +20,7 @@ from gpt2_flax.interpret.edits import (
   scale_heads,
   select,
   steer,
+  transform,
 )
 from gpt2_flax.interpret.heads import (
   attention_entropy,
@@ -58,4 +59,5 @@ __all__ = [
   "select",
   "steer",
   "trace",
+  "transform",
 ]

@@ -1,6 +1,6 @@
 """The control flow as a picture, from the model's own computation.
 
-    python -m gpt2_flax.interpret.control_flow      writes docs/control_flow.svg
+    python -m gpt2_flax.interpret.control_flow > control_flow.svg
 
 Nothing is drawn by hand. JAX traces the model to a list of equations, and Flax notes
 on each the modules and methods that it came from. The equations of one method become
@@ -8,7 +8,6 @@ one step, arrays the arrows between steps, and modules the boxes around them.
 """
 
 import dataclasses
-import pathlib
 import re
 from typing import Any
 
@@ -16,11 +15,11 @@ import jax
 from jax.extend.core import Literal
 import jax.numpy as jnp
 
-from gpt2_flax.atomic_files import write_text
 from gpt2_flax.interpret.flow_drawing import draw
-from gpt2_flax.transformer import GPT2, GPT2Config
-
-DRAWING = pathlib.Path(__file__).parents[2] / "docs" / "control_flow.svg"
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.training import default_config
+from gpt2_flax.training.experiment import parse
+from gpt2_flax.transformer import GPT2
 
 # What a reader is told of a module, method or operation; others keep their name.
 WORDS = {
@@ -103,6 +102,13 @@ class _Group:
   inputs: list["_Group"] = dataclasses.field(default_factory=list)
   is_mask: bool = False
 
+  @property
+  def counts_slots(self) -> bool:
+    """Whether it is 0, 1, 2, ... inside of a head, which is no step for a reader."""
+    if self.inputs or "vmap(" not in self.scope:
+      return False
+    return self.equations[-1].outvars[0].aval.dtype == jnp.int32
+
   def needs(self, other: "_Group") -> bool:
     """Whether `other` is this group, or before it on some path."""
     todo: list[_Group] = [self]
@@ -142,10 +148,12 @@ def control_flow(config: GPT2Config) -> list[Step]:
   logits = source[jaxpr.outvars[0]]
   parameters = set(jaxpr.invars[:-1])
   step_of = {
-    group: _step(group, parameters, config) for group in groups if logits.needs(group)
+    group: _step(group, parameters, config)
+    for group in groups
+    if logits.needs(group) and not group.counts_slots
   }
   for group, step in step_of.items():
-    step.inputs = [step_of[g] for g in group.inputs]
+    step.inputs = [step_of[g] for g in group.inputs if g in step_of]
   return _folded(list(step_of.values()))
 
 
@@ -213,18 +221,18 @@ def _join(group: _Group, earlier: _Group, groups: list, source: dict) -> None:
 def _step(group: _Group, parameters: set, config: GPT2Config) -> Step:
   """Says what a group does, by its scope, primitives and shapes."""
   scope = [part for part in group.scope.split("/") if "->" not in part]
-  modules = [part for part in scope if "." not in part][1:]  # without the GPT2 itself
+  modules = _modules(scope, config)
   read = {v for e in group.equations for v in e.invars if not isinstance(v, Literal)}
   trained = bool(read & parameters)
   name = _operation(group, trained) or scope[-1].rpartition(".")[2]
   if modules and trained and "." not in scope[-1]:
     modules.pop()  # a module of one step is that step
   label, note = WORDS.get(name, (name, ""))
-  vmapped = any(part.startswith("vmap(") for part in modules)
+  vmapped = any(module.axis for module in modules)
   shape = group.equations[-1].outvars[0].aval.shape if group.equations else None
   letters = "BT" if shape is None else "".join(_LETTERS[size] for size in shape)
   return Step(
-    tuple(_module(part, config) for part in modules),
+    tuple(modules),
     label.format(**vars(config)),
     note.format(**vars(config)),
     letters.replace("H" if vmapped else "", "").replace("TT", "TS"),
@@ -232,11 +240,21 @@ def _step(group: _Group, parameters: set, config: GPT2Config) -> Step:
   )
 
 
-def _module(name: str, config: GPT2Config) -> Module:
-  if name.startswith("vmap("):
-    # the one module that is vmapped: the head
-    return Module(name[5:-1], f"× {config.num_heads}, vmapped", "H")
-  return Module(name)
+def _modules(scope: list[str], config: GPT2Config) -> list[Module]:
+  """What a step is inside of, without the GPT2 itself.
+
+  Args:
+    scope: "name" for a module that is called, "name.method" for a method of it.
+  """
+  modules = []
+  for part in scope:
+    vmapped = part.startswith("vmap(")
+    name = part.removeprefix("vmap(").removesuffix(")").partition(".")[0]
+    if not modules or modules[-1].name != name:
+      # the one module that is vmapped: the head
+      times, axis = (f"× {config.num_heads}, vmapped", "H") if vmapped else ("", "")
+      modules.append(Module(name, times, axis))
+  return modules[1:]
 
 
 def _operation(group: _Group, trained: bool) -> str:
@@ -329,13 +347,9 @@ def control_flow_svg(config: GPT2Config) -> str:
 
 def default_svg() -> str:
   """The picture of the model that train.py trains unless told otherwise."""
-  from gpt2_flax.training.config import parse
-  from gpt2_flax.training.default_config import get_config
-
-  experiment, _ = parse(get_config())
-  return control_flow_svg(experiment.model)
+  config, _ = parse(default_config.get_config())
+  return control_flow_svg(config.model)
 
 
 if __name__ == "__main__":
-  write_text(DRAWING, default_svg())
-  print(f"wrote {DRAWING}")
+  print(default_svg(), end="")

@@ -1,7 +1,8 @@
 """Changes to a computation, as data: arrays that say where, and what instead.
 
-Every edit is `where(mask, scale * old + value, old)` at one named step. The arrays
-are leaves of a pytree, so that many edits are one `jax.vmap` away:
+Every edit is `where(mask, scale * f(old) + value, old)` at one named step, where f
+changes nothing unless `transform` gives one. The arrays are leaves of a pytree, so that
+many edits are one `jax.vmap` away:
 
     masks_NLH = jnp.eye(L * H, dtype=bool).reshape(-1, L, H)
     logits = jax.vmap(
@@ -12,7 +13,7 @@ Axes: L layers, H heads, B batch, T query position, S key position, K head_dim,
 D embed_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -23,22 +24,46 @@ import jax.numpy as jnp
 from gpt2_flax.errors import InputError
 from gpt2_flax.interpret import sites
 from gpt2_flax.interpret.sites import TAPS
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.transformer import GPT2
 
 
 class Edit(struct.PyTreeNode):
-  """where(mask, scale * old + value, old); see `make_edit` and what stands below it.
+  """where(mask, scale * function(old, *arguments) + value, old); see `make_edit`.
 
   Attributes:
     site: which step's value is edited: a name of TAPS. Not a leaf of the tree.
     mask: bool, with the site's axes, each of its full size or 1.
     scale, value: numbers, likewise.
+    function: of the old value and the arguments; None changes nothing. Not a leaf.
+    arguments: any trees of arrays.
   """
 
   site: str = struct.field(pytree_node=False)
   mask: jax.Array
   scale: jax.Array
   value: jax.Array
+  function: Callable[..., jax.Array] | None = struct.field(
+    pytree_node=False, default=None
+  )
+  arguments: tuple[Any, ...] = ()
+
+  def new_value(self, old: jax.Array, scale: jax.Array, value: jax.Array) -> jax.Array:
+    """What takes the place of `old` where the mask is True.
+
+    Args:
+      old: without layers and heads axes, as the model computes it.
+      scale, value: the edit's, of this layer and head.
+    """
+    if self.function is not None:
+      new = self.function(old, *self.arguments)
+      if new.shape != old.shape:
+        raise InputError(
+          f"edit of {self.site!r}: the function returned shape {new.shape}: must be"
+          f" {old.shape}, that of its argument"
+        )
+      old = new
+    return scale * old + value
 
 
 def make_edit(
@@ -132,6 +157,35 @@ def steer(
     site: of the residual stream: before, between or after.
   """
   return make_edit(site, mask, 1.0, vector)
+
+
+def transform(
+  site: str,
+  function: Callable[..., jax.Array],
+  *arguments: Any,
+  mask: jax.typing.ArrayLike = True,
+) -> Edit:
+  """Puts a pure function of the value in its place.
+
+  Without a direction, as in Arditi et al. (2024), "Refusal in Language Models Is
+  Mediated by a Single Direction", section 2.4:
+
+      def without(x_BTD, direction_D):
+        return x_BTD - (x_BTD @ direction_D)[..., None] * direction_D
+
+      edit = transform("residual_after", without, direction_D)
+
+  Args:
+    site: a name of TAPS.
+    function: of the value in one layer and head, so [B, T, D], [B, T, K], [B, T, S] or
+      [B, T, F], and of the arguments. It returns an array of the same shape. Under jit
+      it is known by its identity, so define it once.
+    *arguments: trees of arrays, such as the weights of a sparse autoencoder; they may
+      be traced, differentiated and vmapped over.
+    mask: where, the site's first axes; `select` makes one.
+  """
+  edit = make_edit(site, mask, 1.0, 0.0)
+  return edit.replace(function=function, arguments=arguments)
 
 
 def select(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.interpret.trace import Trace
+from gpt2_flax.layers.layer_stacking import unstack_layers
 
 
 def logit_lens(model: Any, params: Any, trace: Trace) -> jax.Array:
@@ -99,7 +100,7 @@ def logit_attribution(
     "head_output",
     "attention_output",
   )
-  weights = nn.unbox(params)["params"]
+  weights = unstack_layers(nn.unbox(params["params"]))
   outputs = [
     weights[f"blocks_{layer}"]["attention"]["output"]
     for layer in range(model.config.num_layers)

@@ -6,82 +6,108 @@ anywhere else. Arrays travel in and out as variable collections, which is how th
 come to each head under `nn.vmap`.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax import traverse_util
+from flax.linen import module as flax_module
 import jax
 import jax.numpy as jnp
 
 from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.layers.layer_stacking import unstack_layers
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.multihead_attention import MultiHeadAttention
+from gpt2_flax.positional_encoding import PositionalEncoding
+from gpt2_flax.self_attention import SelfAttention
+from gpt2_flax.transformer import Block, FeedForward, GPT2
 
-# Name -> axes, in the order of the control flow. B batch (1 for `positions` that all
-# rows share), T query position, S key position, L layers, H heads, K head_dim,
-# D embed_dim, F mlp_dim.
-TAPS = {
-  "token_embeddings": "BTD",  # what positions are added to
-  "positions": "BTD",  # the vectors added to them
-  "residual_before": "LBTD",  # the residual stream as each block gets it,
-  "residual_between": "LBTD",  # between its attention and its feed-forward,
-  "residual_after": "LBTD",  # and as the block leaves it
-  "query": "LHBTK",  # as projected
-  "key": "LHBTK",
-  "value": "LHBTK",
-  "scores": "LHBTS",  # scaled; nothing added or masked yet
-  "weights": "LHBTS",
-  "head_output": "LHBTK",  # the values, averaged by the weights
-  "attention_output": "LBTD",  # all heads, through the output projection
-  "mlp_hidden": "LBTF",  # after the activation
-  "mlp_output": "LBTD",
-  "final_norm": "BTD",
+
+class Site(NamedTuple):
+  """One step's value.
+
+  Attributes:
+    axes: B batch (1 for `positions` that all rows share), T query position, S key
+      position, L layers, H heads, K head_dim, D embed_dim, F mlp_dim.
+    module: the path of the module that computes it, inside its block where it has a
+      layers axis. Its edits are variables of that module.
+    method: of the module.
+    result: which of the method's results it is.
+  """
+
+  axes: str
+  module: tuple[str, ...]
+  method: str
+  result: int = 0
+
+
+_ATTENTION = ("attention",)
+_HEADS = ("attention", "heads")
+_FEED_FORWARD = ("feed_forward",)
+
+# In the order of the control flow
+SITES = {
+  # what positions are added to, and the vectors added to them
+  "token_embeddings": Site("BTD", (), "embed_tokens"),
+  "positions": Site("BTD", ("positional_encoding",), "encode"),
+  # the residual stream as each block gets it
+  "residual_before": Site("LBTD", (), "receive"),
+  "query": Site("LHBTK", _HEADS, "project", 0),
+  "key": Site("LHBTK", _HEADS, "project", 1),
+  "value": Site("LHBTK", _HEADS, "project", 2),
+  "scores": Site("LHBTS", _HEADS, "scores"),  # scaled; nothing added or masked yet
+  "weights": Site("LHBTS", _HEADS, "weights"),
+  "head_output": Site("LHBTK", _HEADS, "mix"),  # the values, averaged by the weights
+  # all heads, through the output projection
+  "attention_output": Site("LBTD", _ATTENTION, "attend"),
+  # the residual stream between a block's attention and its feed-forward
+  "residual_between": Site("LBTD", (), "read"),
+  "mlp_hidden": Site("LBTF", _FEED_FORWARD, "hidden"),  # after the activation
+  "mlp_output": Site("LBTD", _FEED_FORWARD, "__call__"),
+  "residual_after": Site("LBTD", (), "think"),  # as the block leaves it
+  "final_norm": Site("BTD", ("final_norm",), "__call__"),
 }
+TAPS = {name: site.axes for name, site in SITES.items()}
 
-# A step is a module, named without its number, and a method of it.
-_ARGUMENTS = {
-  ("positional_encoding", "__call__"): "token_embeddings",
-  ("blocks", "__call__"): "residual_before",
-  ("feed_forward_norm", "__call__"): "residual_between",
+# The parts of a GPT2, known by their class; others by their name.
+PARTS = {
+  GPT2: "",
+  PositionalEncoding: "positional_encoding",
+  Block: "blocks",
+  MultiHeadAttention: "attention",
+  SelfAttention: "heads",
+  FeedForward: "feed_forward",
 }
-_RESULTS = {
-  ("positional_encoding", "encode"): ("positions",),
-  ("heads", "project"): ("query", "key", "value"),
-  ("heads", "scores"): ("scores",),
-  ("heads", "weights"): ("weights",),
-  ("heads", "mix"): ("head_output",),
-  ("attention", "__call__"): ("attention_output",),
-  ("feed_forward", "hidden"): ("mlp_hidden",),
-  ("feed_forward", "__call__"): ("mlp_output",),
-  ("blocks", "__call__"): ("residual_after",),
-  ("final_norm", "__call__"): ("final_norm",),
-}
-# The module that applies a site's edits, from the block on where there is one. What
-# attention adds decides the residual stream after it.
-_MODULES = {
-  "token_embeddings": ("positional_encoding",),
-  "positions": ("positional_encoding",),
-  "residual_between": ("attention",),
-  "attention_output": ("attention",),
-  "mlp_hidden": ("feed_forward",),
-  "mlp_output": ("feed_forward",),
-  "final_norm": ("final_norm",),
-} | dict.fromkeys(
-  ("query", "key", "value", "scores", "weights", "head_output"), ("attention", "heads")
-)
+WHOLE_PASSES = (None, "__call__", "hidden", "extend")  # methods that come by all sites
 
-
-def _variable(site: str) -> str:
-  """A name that no submodule has: `query` is one in a head."""
-  return f"at_{site}"
+_SITES_OF: dict[tuple[str, str], list[str]] = {}  # by part and method
+for _name, _site in SITES.items():
+  _outside = "blocks" if _site.axes.startswith("L") else ""
+  _part = _site.module[-1] if _site.module else _outside
+  _SITES_OF.setdefault((_part, _site.method), []).append(_name)
 
 
 def check_site(name: str) -> None:
-  """Raises an InputError unless TAPS has the name."""
-  if name not in TAPS:
-    raise unknown_name("tap", name, TAPS)
+  """Raises an InputError unless SITES has the name."""
+  if name not in SITES:
+    raise unknown_name("tap", name, SITES)
+
+
+def plain(model: GPT2, params: Any) -> tuple[GPT2, dict[str, Any]]:
+  """The same model and params, with every layer and every step to be had.
+
+  Stacked layers are taken apart. Flash attention has no scores and weights to show; the
+  explicit one is its equal.
+  """
+  config = model.config.plain
+  if config.attention == "flash":
+    config = dataclasses.replace(config, attention="explicit")
+  weights = unstack_layers(nn.unbox(params["params"]))
+  return model.clone(config=config), {**params, "params": weights}
 
 
 def run(
@@ -97,7 +123,7 @@ def run(
 
   Args:
     edits: `Edit`s; those of one site are made in this order.
-    taps: names of TAPS.
+    taps: names of SITES.
 
   Returns:
     What the model returns, and the values of the taps that it came by.
@@ -106,91 +132,167 @@ def run(
     InputError: an edit does not fit the model or this call, or a whole pass of the
       model never came by its site; or by that of a tap, unless all are asked for.
   """
-  reached = set()
-  # Flash attention has no scores and weights to show; the explicit one is its equal.
-  explicit = dataclasses.replace(model.config, attention="explicit")
-  model = model.clone(config=explicit)
+  model, params = plain(model, params)
+  functions: dict[str, list[Callable]] = {}
+  for edit in edits:
+    functions.setdefault(edit.site, []).append(edit.new_value)
 
-  def edit(module: nn.Module, site: str, value: jax.Array) -> jax.Array:
-    reached.add(site)
-    axes = TAPS[site].lstrip("LH")
-    for mask, scale, new in module.get_variable("edits", _variable(site), ()):
-      _check_fits(site, axes, value.shape, (mask, scale, new))
-      edited = jnp.where(mask, scale * value + new, value)
+  def change(module: nn.Module, site: str, value: jax.Array) -> jax.Array:
+    arrays = module.get_variable("edits", _variable(site), ())
+    for (mask, scale, added), new_value in zip(
+      arrays, functions.get(site, ()), strict=True
+    ):
+      _check_fits(site, value.shape, (mask, scale, added))
+      edited = jnp.where(mask, new_value(value, scale, added), value)
       value = edited.astype(value.dtype)
     return value
 
-  def keep(module: nn.Module, site: str, value: jax.Array) -> None:
-    reached.add(site)
-    if site in taps:
-      module.sow("trace", _variable(site), value, lambda _, last: last, lambda: None)
-
   variables = {"params": params["params"], "edits": _place(edits, model.config)}
-  with nn.intercept_methods(_interceptor(edit, keep)):
+  out, found, reached = _intercepted(
+    model, variables, taps, change, method, args, kwargs
+  )
+  if method in WHOLE_PASSES:  # other methods are parts of a pass
+    _check_reached("edit", (edit.site for edit in edits), reached)
+  if set(taps) != set(TAPS):  # all of them means all that the model has
+    _check_reached("tap", taps, reached)
+  return out, {
+    tap: jnp.stack([value for _, value in sorted(values, key=_layer)])
+    if TAPS[tap].startswith("L")
+    else values[0][1]
+    for tap, values in found.items()
+  }
+
+
+def run_parts(
+  module: nn.Module, variables: Any, taps: Collection[str], *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+  """The same for a part on its own, or another module that holds parts.
+
+  Returns:
+    What the module returns, and its taps. Those of a part have no layers axis, and a
+    head's no heads axis. Otherwise the parts are stacked in the order they are called
+    in, whatever their names.
+
+  Raises:
+    InputError: there is no part in the module, or its parts differ in shape.
+  """
+
+  def keep_as_it_is(module: nn.Module, site: str, value: jax.Array) -> jax.Array:
+    del module, site
+    return value
+
+  variables = nn.unbox(variables)
+  out, found, reached = _intercepted(
+    module, variables, taps, keep_as_it_is, None, args, kwargs
+  )
+  if not reached:
+    parts = ", ".join(part.__name__ for part in PARTS)
+    raise InputError(
+      f"{type(module).__name__} has nothing to trace: must be or hold one of {parts}"
+    )
+  if set(taps) != set(TAPS):
+    _check_reached("tap", taps, reached)
+  kept = {}
+  for tap, values in found.items():
+    alone = len(values) == 1 and "L" not in TAPS[tap]
+    if alone or isinstance(module, tuple(PARTS)):
+      kept[tap] = values[0][1]
+      continue
+    shapes = {"/".join(path): value.shape for path, value in values}
+    if len(set(shapes.values())) > 1:
+      raise InputError(f"tap {tap!r} has several shapes, {shapes}: must have one")
+    kept[tap] = jnp.stack([value for _, value in values])
+  return out, kept
+
+
+Found = list[
+  tuple[tuple[str, ...], jax.Array]
+]  # (path of the module, value), as called
+
+
+def _intercepted(
+  model: nn.Module,
+  variables: Any,
+  taps: Collection[str],
+  change: Callable[[nn.Module, str, jax.Array], jax.Array],
+  method: Any,
+  args: Sequence[Any],
+  kwargs: dict[str, Any],
+) -> tuple[Any, dict[str, Found], Collection[str]]:
+  """What the model returns, the taps' values, and the sites that it came by."""
+  calls: dict[tuple[str, ...], int] = {}  # the module's path: which call it was
+
+  def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    module, out = context.module, call(*args, **kwargs)
+    sites = _SITES_OF.get((_part_of(module), context.method_name), ())
+    values = list(out) if isinstance(out, tuple) else [out]  # a cache may follow
+    for site in sites:
+      i = SITES[site].result
+      values[i] = change(module, site, values[i])
+      calls.setdefault((*module.path, _variable(site)), len(calls))
+      if site in taps:
+        module.sow("trace", _variable(site), values[i], lambda _, x: x, lambda: None)
+    return tuple(values) if isinstance(out, tuple) else values[0]
+
+  with _outermost(intercept):
     out_and_state: Any = model.apply(
       variables, *args, method=method, mutable=["trace"], **kwargs
     )
   out, state = out_and_state
-  if method in (None, "__call__", "hidden"):  # other methods are parts of a pass
-    _check_reached("edit", (edit.site for edit in edits), reached)
-  if set(taps) != set(TAPS):  # all of them means all that the model has
-    _check_reached("tap", taps, reached)
-  return out, _stack(state.get("trace", {}))
+  kept: Any = traverse_util.flatten_dict(state.get("trace", {}))
+  found: dict[str, Found] = {}
+  for path in sorted(kept, key=lambda path: calls[path]):
+    found.setdefault(path[-1].removeprefix("at_"), []).append((path[:-1], kept[path]))
+  return out, found, {path[-1].removeprefix("at_") for path in calls}
+
+
+@contextlib.contextmanager
+def _outermost(interceptor: Callable) -> Iterator[None]:
+  """As `nn.intercept_methods`, but around those that are entered already.
+
+  What an interceptor of the caller's makes of a step is what flows on, so that it must
+  be seen here. Flax puts a new one inside of the others, and has no public name for
+  another order.
+  """
+  stack = flax_module._global_interceptor_stack
+  others = [stack.pop() for _ in range(len(stack))][::-1]
+  for each in (interceptor, *others):
+    stack.push(each)
+  try:
+    yield
+  finally:
+    for _ in (interceptor, *others):
+      stack.pop()
+    for each in others:
+      stack.push(each)
+
+
+def _part_of(module: nn.Module) -> str:
+  for cls, part in PARTS.items():
+    if isinstance(module, cls):
+      return part
+  return re.sub(r"_\d+$", "", module.name or "")
+
+
+def _layer(found: tuple[tuple[str, ...], jax.Array]) -> int:
+  return int(found[0][0].removeprefix("blocks_"))
+
+
+def _variable(site: str) -> str:
+  """A name that no submodule has: `query` is one in a head."""
+  return f"at_{site}"
 
 
 def _check_reached(what: str, wanted: Iterable[str], reached: Collection[str]) -> None:
   """Raises an InputError for a wanted site that the model never came by."""
   for site in wanted:
     if site not in reached:
-      has = ", ".join(name for name in TAPS if name in reached)
+      has = ", ".join(name for name in SITES if name in reached)
       raise InputError(f"{what} {site!r} hit nothing: this model has {has}")
 
 
-def _interceptor(edit: Callable, keep: Callable) -> Callable:
-  """Shows each step's value to `edit`, and what came of it to `keep`."""
-  before = {}  # the residual stream that each block got, by the block's path
-
-  def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    module = context.module
-    step = re.sub(r"_\d+$", "", module.name or ""), context.method_name
-    if site := _ARGUMENTS.get(step):
-      value = args[0]
-      if site == "residual_before":
-        before[module.path] = value = edit(module, site, value)
-      elif site != "residual_between":
-        value = edit(module, site, value)
-      keep(module, site, value)
-      args = (value, *args[1:])
-    out = call(*args, **kwargs)
-    sites = _RESULTS.get(step, ())
-    if not sites:
-      return out
-    values = list(out) if isinstance(out, tuple) else [out]  # a cache may follow
-    for i, site in enumerate(sites):
-      values[i] = edit(module, site, values[i])
-      keep(module, site, values[i])
-    if "attention_output" in sites:
-      values[0] = _edit_between(module, edit, before[module.path[:-1]], values[0])
-    return tuple(values) if isinstance(out, tuple) else values[0]
-
-  return intercept
-
-
-def _edit_between(
-  module: nn.Module, edit: Callable, before_BTD: jax.Array, added_BTD: jax.Array
-) -> jax.Array:
-  """What attention must add for the residual stream to be what its edits say.
-
-  Up to one rounding; where nothing is edited, x + ((x + a) - x) rounds to x + a.
-  """
-  if not module.has_variable("edits", _variable("residual_between")):
-    return added_BTD
-  return edit(module, "residual_between", before_BTD + added_BTD) - before_BTD
-
-
-def _check_fits(
-  site: str, axes: str, shape: tuple[int, ...], arrays: Iterable[jax.Array]
-) -> None:
+def _check_fits(site: str, shape: tuple[int, ...], arrays: Iterable[jax.Array]) -> None:
+  axes = TAPS[site].lstrip("LH")
   for array in arrays:
     for axis, given, size in zip(axes, array.shape, shape, strict=True):
       if given not in (1, size):
@@ -205,43 +307,29 @@ def _place(edits: Sequence[Any], config: GPT2Config) -> dict:
   placed: dict[tuple[str, ...], list] = {}
   for edit in edits:
     check_site(edit.site)
-    axes, arrays = TAPS[edit.site], (edit.mask, edit.scale, edit.value)
+    site, arrays = SITES[edit.site], (edit.mask, edit.scale, edit.value)
     for array in arrays:
-      if jnp.ndim(array) != len(axes):
+      if jnp.ndim(array) != len(site.axes):
         raise InputError(
           f"edit of {edit.site!r}: an array has shape {jnp.shape(array)}: must have"
-          f" {len(axes)} axes, {axes}"
+          f" {len(site.axes)} axes, {site.axes}"
         )
       for axis, size in zip("LH", (config.num_layers, config.num_heads), strict=True):
-        given = array.shape[axes.index(axis)] if axis in axes else 1
+        given = array.shape[site.axes.index(axis)] if axis in site.axes else 1
         if given not in (1, size):
           raise InputError(
             f"edit of {edit.site!r}: axis {axis} is {given}: must be 1 or {size}"
           )
-    path = (*_MODULES.get(edit.site, ()), _variable(edit.site))
-    if "L" not in axes:
+    path = (*site.module, _variable(edit.site))
+    if "L" not in site.axes:
       placed.setdefault(path, []).append(arrays)
       continue
     for layer in range(config.num_layers):
       of_layer = [array[layer if len(array) > 1 else 0] for array in arrays]
-      if "H" in axes:  # nn.vmap gives each head its slice
+      if "H" in site.axes:  # nn.vmap gives each head its slice
         of_layer = [
           jnp.broadcast_to(array, (config.num_heads, *array.shape[1:]))
           for array in of_layer
         ]
       placed.setdefault((f"blocks_{layer}", *path), []).append(of_layer)
   return traverse_util.unflatten_dict(placed)
-
-
-def _stack(collection: dict) -> dict[str, jax.Array]:
-  """Values by tap, those of all layers stacked."""
-  found: dict[str, dict[int, Any]] = {}
-  for path, value in traverse_util.flatten_dict(collection).items():
-    tap, layer = path[-1].removeprefix("at_"), re.fullmatch(r"blocks_(\d+)", path[0])
-    found.setdefault(tap, {})[int(layer[1]) if layer else 0] = value
-  return {
-    tap: jnp.stack([values[layer] for layer in sorted(values)])
-    if TAPS[tap][0] == "L"
-    else values[0]
-    for tap, values in found.items()
-  }

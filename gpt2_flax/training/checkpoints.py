@@ -12,8 +12,8 @@ from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
-from gpt2_flax.atomic_files import put_in_place
 from gpt2_flax.errors import InputError, os_error, RunError
+from gpt2_flax.files.atomic import put_in_place
 from gpt2_flax.training import processes
 from gpt2_flax.training.config import CheckpointConfig
 from gpt2_flax.training.step import TrainState

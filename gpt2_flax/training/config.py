@@ -1,17 +1,13 @@
-"""An experiment's config: from ConfigDict to frozen, checked dataclasses."""
+"""The sections of an experiment's config, as frozen, checked dataclasses."""
 
 import dataclasses
 import math
-import pathlib
 import typing
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from gpt2_flax import datasets, hub_folder, tokenizers
+from gpt2_flax import datasets
 from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.json_files import read_json
-from gpt2_flax.transformer import GPT2Config
+from gpt2_flax.model_config import GPT2Config
 
 OPTIMIZERS = ("adamw", "muon", "lion")
 
@@ -192,7 +188,7 @@ SECTIONS = {
 TEXTS = ("init_from", "profile")  # keys outside of any section
 
 
-def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
+def from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   """cls(**values), with every key and type checked."""
   fields = {field.name: field for field in dataclasses.fields(cls)}
   types = typing.get_type_hints(cls)
@@ -218,7 +214,7 @@ def _from_section(cls: type, section: str, values: dict[str, Any]) -> Any:
   return cls(**checked)
 
 
-def _parse_sections(values: dict[str, Any]) -> dict[str, Any]:
+def parse_sections(values: dict[str, Any]) -> dict[str, Any]:
   """All fields of an ExperimentConfig but the model, which depends on some of them."""
   expected = {*TEXTS, "data", "model", *SECTIONS}
   for section in values:
@@ -236,9 +232,9 @@ def _parse_sections(values: dict[str, Any]) -> dict[str, Any]:
     raise unknown_name("data.name", str(name), datasets.CONFIGS)
   return {
     **{name: values[name] for name in TEXTS},
-    "data": _from_section(datasets.CONFIGS[name], "data", data_values),
+    "data": from_section(datasets.CONFIGS[name], "data", data_values),
     **{
-      section: _from_section(cls, section, values[section])
+      section: from_section(cls, section, values[section])
       for section, cls in SECTIONS.items()
     },
   }
@@ -246,125 +242,6 @@ def _parse_sections(values: dict[str, Any]) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
   """The config of a run that was made; its data and its source may be gone."""
-  sections = _parse_sections(values)
-  model = _from_section(GPT2Config, "model", values["model"])
+  sections = parse_sections(values)
+  model = from_section(GPT2Config, "model", values["model"])
   return ExperimentConfig(model=model, **sections)
-
-
-def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
-  """Checks a whole config, and makes its dataset, which decides the vocabulary.
-
-  Raises:
-    InputError: names the key, its value and what is allowed. Nothing was written.
-  """
-  values = config.to_dict()
-  sections = _parse_sections(values)
-  data, model_values = sections["data"], values["model"]
-  source = sections["init_from"]
-  folder = hub_folder.find_folder(source) if source else None
-  if folder:
-    model_values = _with_source(model_values, source_model(folder))
-  if getattr(data, "tokenizer", None) == "init_from":
-    if not folder:
-      raise InputError("data.tokenizer is 'init_from', but init_from is empty")
-    data = dataclasses.replace(data, tokenizer=str(folder))
-  known = {k: v for k, v in model_values.items() if k != "vocab_size" or v}
-  model = _from_section(GPT2Config, "model", known)
-  dataset = data.make(model.context_length)
-  if isinstance(dataset, datasets.ToyLanguage) and not sections["eval"].num_windows:
-    raise InputError(
-      "eval.num_windows is 0 (all): must be at least 1 for"
-      f" data.name={data.name}, which is endless"
-    )
-  if "vocab_size" not in known:
-    model = dataclasses.replace(model, vocab_size=dataset.tokenizer.vocab_size)
-  if model.vocab_size < dataset.tokenizer.vocab_size:
-    raise InputError(
-      f"model.vocab_size is {model.vocab_size}: must be 0 (the data's) or at least"
-      f" {dataset.tokenizer.vocab_size}, the data's"
-    )
-  if folder:
-    _require_same_tokens(dataset.tokenizer, folder)
-  return ExperimentConfig(model=model, **sections), dataset
-
-
-def is_run(folder: pathlib.Path) -> bool:
-  """Whether train.py wrote this folder; else it may be in Hugging Face's layout."""
-  return (folder / "checkpoints").is_dir()
-
-
-def source_model(folder: pathlib.Path) -> GPT2Config:
-  """The shape of the model in a run's folder or one in Hugging Face's layout."""
-  path = folder / hub_folder.CONFIG
-  if not is_run(folder):
-    return hub_folder.read_config(path)
-  return from_dict(read_json(path)).model.plain
-
-
-FREE_OF_WEIGHTS = ("attention", "dropout_rate", "dtype", "scan_layers", "remat")
-
-
-def _with_source(values: dict[str, Any], source: GPT2Config) -> dict[str, Any]:
-  """Model keys where the weights' own fill in what is not given, or given as 0."""
-  merged = dataclasses.asdict(source)
-  for name, value in values.items():
-    if name in FREE_OF_WEIGHTS or name not in merged:
-      merged[name] = value  # no matter of the weights, or refused by name later
-    elif name == "context_length" and type(value) is int and value:
-      if value > source.context_length:
-        raise InputError(
-          f"model.context_length is {value}: must be at most {source.context_length},"
-          " as in init_from"
-        )
-      merged[name] = value  # the weights of later positions are cropped
-    elif value != merged[name] and (value or type(value) is not int):
-      raise InputError(
-        f"model.{name} is {value!r}: must be {merged[name]!r}, as in init_from"
-      )
-  return merged
-
-
-def _require_same_tokens(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> None:
-  theirs = tokenizers.load(folder / "tokenizer.json")
-  if tokenizers.dumps(tokenizer) != tokenizers.dumps(theirs):
-    raise InputError(
-      "the data's tokens are not those that the weights were trained on: for text, set"
-      " data.tokenizer to init_from"
-    )
-
-
-# What may change when a run goes on: nothing that would change its numbers by more than
-# rounding (and dropout's draws, by scan_layers), except that it may go on for longer.
-MAY_CHANGE = (
-  "profile",
-  "eval",
-  "checkpoint",
-  "mesh",
-  "model.scan_layers",
-  "model.remat",
-  "train.num_steps",
-  "train.log_every_steps",
-  "train.max_skipped_steps",
-)
-
-
-def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
-  """The keys in which a run's config differs from the one it was started with."""
-
-  def flat(config: ExperimentConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    keys = {name: values.pop(name) for name in TEXTS}
-    for section, section_values in values.items():
-      keys |= {f"{section}.{key}": value for key, value in section_values.items()}
-    return {
-      key: value
-      for key, value in keys.items()
-      if key not in MAY_CHANGE and key.partition(".")[0] not in MAY_CHANGE
-    }
-
-  old, new = flat(before), flat(now)
-  return [
-    f"config.{key} was {old.get(key)!r}, is now {new.get(key)!r}"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
-  ]

@@ -15,7 +15,7 @@ from gpt2_flax.datasets import Dataset, floor
 from gpt2_flax.datasets.dataset import as_batch
 from gpt2_flax.datasets.pipeline import validation_batches, validation_windows
 from gpt2_flax.errors import InputError
-from gpt2_flax.layer_stacking import unstack_layers
+from gpt2_flax.layers.layer_stacking import unstack_layers
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.mesh import held_rows, put_batch
 from gpt2_flax.training.step import make_eval_step

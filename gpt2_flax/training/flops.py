@@ -2,7 +2,7 @@
 
 import jax
 
-from gpt2_flax.transformer import GPT2Config
+from gpt2_flax.model_config import GPT2Config
 
 # The makers' figures for dense matrix products in bfloat16, a second and device.
 PEAK_FLOPS = {

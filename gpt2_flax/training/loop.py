@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import signal
 import time
@@ -11,13 +10,12 @@ import jax
 
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.pipeline import train_batches
-from gpt2_flax.errors import RunError
-from gpt2_flax.layer_stacking import stack_layers, unstack_layers
+from gpt2_flax.layers.layer_stacking import stack_layers, unstack_layers
 from gpt2_flax.training import processes
+from gpt2_flax.training.bad_steps import BadSteps
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
-from gpt2_flax.training.flops import flops_per_token, peak_flops
 from gpt2_flax.training.mesh import (
   batch_sharding,
   held_rows,
@@ -29,14 +27,17 @@ from gpt2_flax.training.metrics import MetricsWriter, plot_loss
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.profile import Profile
 from gpt2_flax.training.progress import Progress
+from gpt2_flax.training.report import Report
 from gpt2_flax.training.signals import StopSignals
+from gpt2_flax.training.source import load_params
 from gpt2_flax.training.step import (
   abstract_state,
   init_state,
   make_train_step,
   shardings,
 )
-from gpt2_flax.training.workdir import load_params, locked, open_workdir
+from gpt2_flax.training.throughput import Throughput
+from gpt2_flax.training.workdir import locked, open_workdir
 from gpt2_flax.transformer import GPT2, num_params
 
 NUM_JUDGED_SAMPLES = 256
@@ -141,19 +142,26 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       f" {workdir}"
     )
     profile = stack.enter_context(Profile(config.profile, start_step=step))
-    kept = step if restored else None
-    meter = _Meter(config, writer, progress, kept, skipped=int(state.skipped))
+    bad_steps = BadSteps(
+      config.train.max_skipped_steps,
+      num_seen=int(state.skipped),
+      last_saved=step if restored else None,
+    )
+    throughput = Throughput(config.model, batch_size)
+    report = Report(
+      writer, progress, throughput, bad_steps, config.train.log_every_steps
+    )
 
     def evaluate() -> None:
-      meter.flush()
+      report.flush()
       values = evaluator.losses(state.params)
       sample = evaluator.sample(state.params, seed=config.train.seed + step)
-      meter.evaluated(step, values, sample)
+      report.evaluated(step, values, sample)
 
     def save() -> None:
-      meter.flush()  # raises if this step was one bad one too many
+      report.flush()  # raises if this step was one bad one too many
       checkpoints.save(unstack_layers(state), batches.get_state(), config.to_dict())
-      meter.kept = step
+      bad_steps.last_saved = step
 
     # --- The loop ----------------------------------------------------------------
     stack.enter_context(spread_over(mesh))
@@ -167,14 +175,14 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       state, metrics = train_step(state, put_batch(batch, sharding, batch_size))
       step += 1
       profile.after(step, metrics)
-      meter.stepped(step, metrics, waited)
+      report.stepped(step, metrics, waited)
       if step % config.eval.every_steps == 0 or step == num_steps:
         evaluate()
       if step % config.checkpoint.every_steps == 0 or step == num_steps:
         save()
 
     # --- The end -----------------------------------------------------------------
-    if step > (meter.kept or 0):  # asked to stop between checkpoints
+    if step > (bad_steps.last_saved or 0):  # asked to stop between checkpoints
       save()
     checkpoints.wait()
     judged = processes.everywhere(writer.has(step, "val/possible_share"))
@@ -191,102 +199,3 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       metrics={k: v for record in writer.records for k, v in record.items()},
       stopped_by=stop.agreed_on if step < num_steps else None,
     )
-
-
-class _Meter:
-  """Reads each step's metrics while the next one runs, and passes them on.
-
-  Attributes:
-    kept: the step of the newest checkpoint, or None.
-    skipped: how many steps were bad, and left out.
-  """
-
-  def __init__(
-    self,
-    config: ExperimentConfig,
-    writer: MetricsWriter,
-    progress: Progress,
-    kept: int | None,
-    skipped: int,
-  ):
-    self.kept, self.skipped = kept, skipped
-    self._config, self._writer, self._progress = config, writer, progress
-    self._pending = None
-    self._tokens_per_step = config.train.batch_size * config.model.context_length
-    self._flops_per_token = flops_per_token(config.model)
-    self._peak_flops = peak_flops(config.model)
-    self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
-    self._shown: dict[str, str] = {}
-
-  def stepped(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
-    """Takes a step's metrics, still on the device; reports the step before it."""
-    before, self._pending = self._pending, (step, metrics)
-    self._steps += 1
-    self._waited += waited
-    self._report(before)
-
-  def flush(self) -> None:
-    """Reports the last step too, which waits for it."""
-    before, self._pending = self._pending, None
-    self._report(before)
-
-  def _report(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
-    if pending is None:
-      return
-    step, metrics = pending[0], jax.device_get(pending[1])
-    values = {name: float(value) for name, value in metrics.items()}
-    bad = values["train/skipped"] > self.skipped
-    if bad:
-      self._skip(step, values)
-    self._shown |= {"loss": f"{values['train/loss']:.4f}"}
-    if bad or step % self._config.train.log_every_steps == 0:
-      seconds = time.perf_counter() - self._since
-      # JSON has no nan
-      values = {name: value for name, value in values.items() if math.isfinite(value)}
-      values["tokens_per_second"] = self._steps * self._tokens_per_step / seconds
-      values["data_wait_share"] = self._waited / seconds
-      flops = values["tokens_per_second"] * self._flops_per_token
-      values["model_flops_per_second"] = flops
-      self._shown |= {"tokens/s": f"{values['tokens_per_second']:,.0f}"}
-      if self._peak_flops:
-        values["mfu"] = flops / self._peak_flops
-        self._shown |= {"MFU": f"{values['mfu']:.1%}"}
-      self._writer.write(step, values)
-      self._progress.log(step, self._shown)
-      self._restart_clock()
-    self._progress.update(step, self._shown)
-
-  def _skip(self, step: int, values: dict[str, float]) -> None:
-    """Says what is bad about a step; raises if it is one too many."""
-    self.skipped, allowed = self.skipped + 1, self._config.train.max_skipped_steps
-    loss, grad_norm = values["train/loss"], values["train/grad_norm"]
-    what = (
-      f"the loss is {loss:.4g} and its gradient's norm {grad_norm:.4g} at step {step}"
-    )
-    if values["train/targets"] == 0:
-      what += ", whose batch has no target that counts"
-    elif math.isfinite(loss) and math.isfinite(grad_norm):
-      what += f", after a mean loss of {values['train/loss_mean']:.4g}"
-    if self.skipped > allowed:
-      kept = f"step {self.kept}" if self.kept else "none yet"
-      raise RunError(
-        f"{what}: stopped before they reach the parameters, as"
-        f" train.max_skipped_steps is {allowed}; last good checkpoint: {kept}"
-      )
-    self._progress.line(f"{what}: left out, {self.skipped} of at most {allowed}")
-
-  def evaluated(self, step: int, values: dict[str, float], sample: str | None) -> None:
-    """Takes an evaluation's losses and the text that the model wrote."""
-    text = f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
-    if "val/gap" in values:
-      self._shown |= {"gap": f"{values['val/gap']:.4f}"}
-    record: dict[str, float | str] = {**values}
-    if sample is not None:
-      record["val/sample"] = sample
-      text += f"\n  writes: {sample}"
-    self._writer.write(step, record)
-    self._progress.line(text)
-    self._restart_clock()  # an evaluation is no training time
-
-  def _restart_clock(self) -> None:
-    self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0

@@ -60,7 +60,7 @@ def summed_loss(
   return total, jnp.sum(targets_BT >= 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def summed_cross_entropy(
   hidden_BTD: jax.Array,
   embedding_VD: jax.Array,
@@ -88,13 +88,30 @@ def summed_cross_entropy(
   return _over_chunks(add, zero, hidden_BTD, targets_BT, chunks)[0]
 
 
-def _forward(
+@summed_cross_entropy.defjvp
+def _with_tangent(
+  num_devices: int,
+  primals: tuple[jax.Array, jax.Array, jax.Array],
+  tangents: tuple[jax.Array, jax.Array, Any],
+) -> tuple[jax.Array, jax.Array]:
+  """The loss, and how it changes along the tangents: linear in them, so that JAX turns
+  the second part round into the gradient."""
+  total, *gradients = _loss_and_gradients(*primals, num_devices)
+  # without the targets', which are integers
+  along_hidden, along_embedding = (
+    jnp.sum(gradient * tangent, dtype=jnp.float32)
+    for gradient, tangent in zip(gradients, tangents[:2], strict=True)
+  )
+  return total, along_hidden + along_embedding
+
+
+def _loss_and_gradients(
   hidden_BTD: jax.Array,
   embedding_VD: jax.Array,
   targets_BT: jax.Array,
   num_devices: int,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  """The same, and its gradients in hidden_BTD and embedding_VD on the side."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The same loss, and its gradients in hidden_BTD and embedding_VD on the side."""
   table_VD = _aligned(embedding_VD, hidden_BTD.dtype)
 
   def add(sums: tuple, chunk: Chunk) -> tuple[tuple, jax.Array]:
@@ -116,21 +133,7 @@ def _forward(
     add, zeros, hidden_BTD, targets_BT, chunks
   )
   embedding_grad_VD = table_grad_VD[: len(embedding_VD)].astype(embedding_VD.dtype)
-  return total, (hidden_grad_BTD, embedding_grad_VD)
-
-
-def _backward(
-  _: int, grads: tuple[jax.Array, jax.Array], slope: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
-  hidden_grad_BTD, embedding_grad_VD = grads
-  return (
-    slope.astype(hidden_grad_BTD.dtype) * hidden_grad_BTD,
-    slope.astype(embedding_grad_VD.dtype) * embedding_grad_VD,
-    None,  # targets are integers
-  )
-
-
-summed_cross_entropy.defvjp(_forward, _backward)
+  return total, hidden_grad_BTD, embedding_grad_VD
 
 
 def _loss_and_slopes(
@@ -182,22 +185,38 @@ def _over_chunks(
   targets_BT: jax.Array,
   num_chunks: int,
 ) -> tuple[Any, Any]:
-  """`jax.lax.scan` of `add` over chunks (hidden, targets); its [B, T, D] rejoined.
+  """(sums, out) after `sums, out = add(sums, chunk)` for each chunk (hidden, targets).
 
   T is cut and B is whole, so that each device finds its rows of the batch in every
-  chunk.
+  chunk. The outs, [B, T, D] or None, are joined.
   """
   if num_chunks == 1:
     return add(init, (hidden_BTD, targets_BT))
-  batch_size, length = targets_BT.shape
-  missing = -length % num_chunks
+  length = targets_BT.shape[1]
+  columns = -(-length // num_chunks)
 
-  def cut(x: jax.Array, fill: int) -> jax.Array:
-    widths = [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, widths, constant_values=fill)
-    return x.reshape(batch_size, num_chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+  def pad(x: jax.Array, fill: int) -> jax.Array:
+    widths = [(0, 0), (0, num_chunks * columns - length)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths, constant_values=fill)
 
-  sums, outs = jax.lax.scan(add, init, (cut(hidden_BTD, 0), cut(targets_BT, -1)))
-  if outs is not None:
-    outs = outs.swapaxes(0, 1).reshape(batch_size, -1, outs.shape[-1])[:, :length]
-  return sums, outs
+  padded = pad(hidden_BTD, 0), pad(targets_BT, -1)
+
+  def chunk(i: jax.typing.ArrayLike) -> Any:
+    cut = jax.lax.dynamic_slice_in_dim
+    return tuple(cut(x, i * columns, columns, axis=1) for x in padded)
+
+  def step(carry: tuple) -> tuple:
+    i, sums, outs = carry
+    sums, out = add(sums, chunk(i))
+    if out is not None:
+      outs = jax.lax.dynamic_update_slice_in_dim(outs, out, i * columns, axis=1)
+    return i + 1, sums, outs
+
+  # A while loop: of a scan, JAX's derivative would compute before the loop, and keep,
+  # all that is the same in each chunk, in arrays as large as the chunk's logits.
+  out = jax.eval_shape(add, init, chunk(0))[1]
+  outs = None if out is None else jnp.zeros_like(padded[0], out.dtype)
+  _, sums, outs = jax.lax.while_loop(
+    lambda carry: carry[0] < num_chunks, step, (0, init, outs)
+  )
+  return sums, None if outs is None else outs[:, :length]

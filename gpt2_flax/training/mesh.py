@@ -11,8 +11,8 @@ import numpy as np
 
 from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.errors import InputError
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training.config import MeshConfig, TrainConfig
-from gpt2_flax.transformer import GPT2Config
 
 # The one place that says how the model is laid out over devices: each named axis, of
 # parameters and of activations, is split over these parts of the mesh.

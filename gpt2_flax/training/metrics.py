@@ -13,8 +13,8 @@ import jax
 from tensorboardX import record_writer, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from gpt2_flax.atomic_files import replacing, write_text
 from gpt2_flax.errors import cannot_write
+from gpt2_flax.files.atomic import replacing, write_text
 
 Record = dict[str, Any]  # of JSON values; "step" is an int
 

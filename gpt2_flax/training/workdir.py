@@ -8,25 +8,18 @@ import os
 import pathlib
 import socket
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
 from absl import logging
 import jax
-import numpy as np
 
-from gpt2_flax import hub_folder, pretrained, tokenizers
-from gpt2_flax.atomic_files import write_text
-from gpt2_flax.datasets import Dataset
 from gpt2_flax.errors import cannot_write, InputError
-from gpt2_flax.json_files import read_json
-from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.files.atomic import write_text
+from gpt2_flax.files.json import read_json
+from gpt2_flax.tokenizer import Tokenizer, tokenizer_json
 from gpt2_flax.training import processes
-from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import differences, ExperimentConfig, from_dict, is_run
-from gpt2_flax.training.mesh import one_device_mesh, put_parts
-from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
-from gpt2_flax.training.step import abstract_state
-from gpt2_flax.transformer import GPT2
+from gpt2_flax.training.config import ExperimentConfig, from_dict
+from gpt2_flax.training.resume import differences
 
 LOCK_SECONDS = 1  # how long a lock may be held by one that is just leaving, or coming
 
@@ -131,62 +124,5 @@ def _open_workdir(
         f"--workdir={workdir} holds a run with another config, so choose another:"
         f" {'; '.join(changed)}"
       )
-  write_text(workdir / "tokenizer.json", tokenizers.dumps(tokenizer))
+  write_text(workdir / "tokenizer.json", tokenizer_json(tokenizer))
   write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
-  """A run's model, the parameters of its newest checkpoint, and its tokenizer.
-
-  Changes nothing in the folder, so that it may be called while the run goes on.
-
-  Raises:
-    InputError: there is no such run, or no checkpoint yet.
-    RunError: all checkpoints are damaged.
-  """
-  if not os.path.exists(workdir / "config.json"):
-    raise InputError(f"--workdir={workdir} holds no run: it has no config.json")
-  config = from_dict(read_json(workdir / "config.json"))
-  tokenizer = tokenizers.load(workdir / "tokenizer.json")
-  model = GPT2(config.model.plain)
-  schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
-  optimizer = make_optimizer(config.optimizer, schedule)
-  abstract = abstract_state(model, optimizer, one_device_mesh())
-  folder = workdir / "checkpoints"
-  with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
-    restored = checkpoints.restore(abstract)
-  if restored is None:
-    raise InputError(f"--workdir={workdir} has no checkpoint yet")
-  return model, restored[0].params, tokenizer
-
-
-def load_dataset(workdir: pathlib.Path) -> Dataset | None:
-  """What a run was trained on; None where its file is not there as it was."""
-  config = from_dict(read_json(workdir / "config.json"))
-  try:
-    dataset = config.data.make(config.model.context_length)
-  except InputError:
-    return None
-  saved = tokenizers.load(workdir / "tokenizer.json")
-  same = tokenizers.dumps(dataset.tokenizer) == tokenizers.dumps(saved)
-  return dataset if same else None
-
-
-def load_source(name: str) -> tuple[GPT2, Any, Tokenizer]:
-  """As `load_run`, for a run's folder, one in Hugging Face's layout, or a hub id."""
-  folder = hub_folder.find_folder(name)
-  if is_run(folder):
-    return load_run(folder)
-  return *pretrained.load(folder), pretrained.load_tokenizer(folder)
-
-
-def load_params(name: str, abstract: Any) -> Any:
-  """The parameters of `load_source`, where and as long as `abstract` has them."""
-  _, params, _ = load_source(name)
-
-  def fit(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-    # the one thing that may be longer is the table of positions
-    cut = np.asarray(leaf[: like.shape[0]])
-    return put_parts(cut, like.sharding)
-
-  return jax.tree.map(fit, params, abstract)

@@ -13,7 +13,7 @@ from gpt2_flax.datasets.grammar import GrammarConfig
 from gpt2_flax.datasets.induction import InductionConfig
 from gpt2_flax.datasets.markov import MarkovConfig
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import WordTokenizer
+from gpt2_flax.tokenizer import WordTokenizer
 from tests.close import assert_close
 
 DEFAULTS = (

@@ -9,10 +9,10 @@ from absl.testing import parameterized
 import chex
 import numpy as np
 
-from gpt2_flax.cache import cache_folder
 from gpt2_flax.datasets import token_cache
 from gpt2_flax.errors import InputError, RunError
-from gpt2_flax.tokenizers import BPETokenizer, dumps
+from gpt2_flax.files.cache import cache_folder
+from gpt2_flax.tokenizer import BPETokenizer, dumps
 
 TEXT = "".join(
   f"line {i}: naïve café №{i % 7}\n\n  indented\t{i}\r\n" for i in range(90)

@@ -11,7 +11,7 @@ from tests import forked
 
 DOOR = """
 import pathlib, sys, time
-from gpt2_flax.atomic_files import replacing
+from gpt2_flax.files.atomic import replacing
 from gpt2_flax.doors import command_line
 
 folder = pathlib.Path(sys.argv.pop())

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax import pretrained
-from gpt2_flax.training.workdir import load_run
+from gpt2_flax.training.source import load_run
 from tests import forked
 from tests.close import assert_close, ROUNDINGS
 
@@ -180,7 +180,7 @@ class DoorsTest(chex.TestCase):
 
   @parameterized.parameters(
     ("sample.py", [], "give one of --workdir (a run) and --pretrained (weights)"),
-    ("sample.py", ["--workdir=nope"], "--workdir=nope holds no run"),
+    ("sample.py", ["--workdir=nope"], "nope holds no run"),
     ("sample.py", [f"--workdir={LONG}"], f"{LONG} holds no run"),
     ("export.py", ["RUN", f"--output={LONG}"], f"{LONG} cannot be written"),
     ("explain.py", ["RUN", f"--output={LONG}/x"], f"there is no folder {LONG}"),

@@ -182,7 +182,7 @@ def check_exports() -> bool:
 
   from gpt2_flax import GPT2, pretrained
   from gpt2_flax import GPT2Config as Config
-  from gpt2_flax.tokenizers import ByteTokenizer, CharTokenizer, WordTokenizer
+  from gpt2_flax.tokenizer import ByteTokenizer, CharTokenizer, WordTokenizer
 
   tokens = torch.arange(10)[None] % 7
   rng = np.random.default_rng(0)

@@ -1,3 +1,4 @@
+import pathlib
 from xml.etree import ElementTree
 
 from absl.testing import parameterized
@@ -7,6 +8,7 @@ from gpt2_flax import GPT2Config
 from gpt2_flax.interpret import control_flow
 from gpt2_flax.interpret.flow_layout import Box
 
+DRAWING = pathlib.Path(__file__).parents[2] / "docs" / "control_flow.svg"
 SMALL = dict(vocab_size=70, context_length=48, num_layers=3, num_heads=4, embed_dim=64)
 
 
@@ -30,9 +32,9 @@ HEAD = [*BLOCK, "attention", "heads × 4, vmapped"]
 class ControlFlowTest(chex.TestCase):
   def test_drawing_in_docs_is_current(self):
     self.assertEqual(
-      control_flow.DRAWING.read_text("utf-8"),
+      DRAWING.read_text("utf-8"),
       control_flow.default_svg(),
-      "run python -m gpt2_flax.interpret.control_flow",
+      "run python -m gpt2_flax.interpret.control_flow > docs/control_flow.svg",
     )
 
   def test_steps_are_those_of_the_model(self):

@@ -17,7 +17,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.interpret.page import data as page_data_module
 from gpt2_flax.interpret.page import page_data, render_page
-from gpt2_flax.tokenizers import WordTokenizer
+from gpt2_flax.tokenizer import WordTokenizer
 from tests.close import assert_close, ROUNDINGS
 
 TINY = dict(context_length=96, num_layers=2, num_heads=2, embed_dim=8, mlp_dim=12)

@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from gpt2_flax.cache import cache_folder
+from gpt2_flax.files.cache import cache_folder
 from tests import forked
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import (
@@ -28,7 +28,7 @@ STEP = "gpt2_flax.training.loop:put_batch"  # comes right before a step
 # comes, and how many seconds later that is, both at most.
 PHASES = {
   "importing": ("gpt2_flax.doors.command_line:keep_compiled_programs", 1, 2.0),
-  "building the text cache": ("gpt2_flax.tokenizers:CharTokenizer.encode", 3, 0.1),
+  "building the text cache": ("gpt2_flax.tokenizer:CharTokenizer.encode", 3, 0.1),
   "reading the text": ("gpt2_flax.datasets.token_cache:tokenize", 1, 0.1),
   "compiling": (STEP, 1, 0.1),
   "stepping": (STEP, 9, 0.01),

@@ -17,7 +17,7 @@ from configs import toy
 from gpt2_flax.errors import RunError
 from gpt2_flax.training import loop
 from gpt2_flax.training import step as step_lib
-from gpt2_flax.training.config import parse
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.loss import summed_loss
 from tests.reliability.campaign import Tally
 from tests.reliability.runs import checkpoint_steps, digest, records

@@ -20,12 +20,21 @@ import optax
 import tokenizers as library
 
 from configs import toy
-from gpt2_flax import generation, json_files, pretrained, tokenizers
+from gpt2_flax import generation, pretrained
 from gpt2_flax.errors import InputError
+from gpt2_flax.files import json as json_files
+from gpt2_flax.tokenizer import (
+  BPETokenizer,
+  ByteTokenizer,
+  CharTokenizer,
+  read_tokenizer,
+  tokenizer_json,
+  WordTokenizer,
+)
 from gpt2_flax.training import checkpoints
-from gpt2_flax.training import config as config_module
 from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import CheckpointConfig
+from gpt2_flax.training.config import CheckpointConfig, from_dict
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.step import TrainState
 from tests.reliability import mutations
 
@@ -102,12 +111,12 @@ class RunConfig(Json):
   def __init__(self, folder: pathlib.Path):
     folder.mkdir()
     self.path = folder / "config.json"
-    whole = config_module.parse(toy.get_config())[0].to_dict()
+    whole = parse(toy.get_config())[0].to_dict()
     text = {**whole, "data": {"name": "text", "path": "a.txt"}}
     self.corpus = [json.dumps(values).encode() for values in (whole, text)]
 
   def use(self):
-    config_module.from_dict(json_files.read_json(self.path))
+    from_dict(json_files.read_json(self.path))
 
 
 REGEXES = (
@@ -121,10 +130,10 @@ REGEXES = (
 def tokenizer_files() -> tuple[list[bytes], tuple]:
   """Tokenizers of every kind that work, and parts that ask for too much."""
   ours = (
-    tokenizers.WordTokenizer(["the", "cat", "</script>"]),
-    tokenizers.CharTokenizer("the cat\n\u2028"),
-    tokenizers.ByteTokenizer(),
-    tokenizers.BPETokenizer.train(["the cat sat on the mat"], 290),
+    WordTokenizer(["the", "cat", "</script>"]),
+    CharTokenizer("the cat\n\u2028"),
+    ByteTokenizer(),
+    BPETokenizer.train(["the cat sat on the mat"], 290),
   )
   models, ids = library.models, {"<unk>": 0, "a": 1, "##a": 2, "aa": 3, "the": 4}
   theirs = [
@@ -145,7 +154,7 @@ def tokenizer_files() -> tuple[list[bytes], tuple]:
       single="<unk> $A", special_tokens=[("<unk>", 0)]
     )
     tokenizer.decoder = library.decoders.WordPiece()
-  files = [tokenizers.dumps(tokenizer) for tokenizer in ours]
+  files = [tokenizer_json(tokenizer) for tokenizer in ours]
   files += [tokenizer.to_str() for tokenizer in (*theirs, ours[3]._tokenizer)]
   grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
   byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
@@ -197,7 +206,7 @@ class TokenizerFile(Json):
     return super().mutate(content, random)
 
   def use(self):
-    tokenizer = tokenizers.load(self.path)
+    tokenizer = read_tokenizer(self.path)
     refused = None
     for text in self.texts:
       try:
@@ -206,7 +215,7 @@ class TokenizerFile(Json):
         [tokenizer.token(token_id) for token_id in ids[:5]]
       except InputError as error:
         refused = error
-    tokenizers.dumps(tokenizer).encode("utf-8")
+    tokenizer_json(tokenizer).encode("utf-8")
     if refused:
       raise refused
 
@@ -222,7 +231,7 @@ class Prompts(Target):
     self.tokenizers = []
     for content in tokenizer_files()[0]:
       self.path.write_bytes(content)
-      self.tokenizers.append(tokenizers.load(self.path))
+      self.tokenizers.append(read_tokenizer(self.path))
     self.sampling, self.text, self.tokenizer = {}, "the", self.tokenizers[0]
     for length in (1, 5, 8, 60):  # what is compiled is no work of what is tried
       for stop_ids in ((), (1,)):

@@ -22,8 +22,8 @@ import warnings
 
 from absl import logging
 
-from gpt2_flax import json_files
 from gpt2_flax.errors import InputError, RunError
+from gpt2_flax.files import json as json_files
 from tests.reliability import mutations
 from tests.reliability.hostile_targets import pickles, targets
 

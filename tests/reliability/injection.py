@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from playwright import sync_api
 
-from gpt2_flax import GPT2, GPT2Config, tokenizers
+from gpt2_flax import GPT2, GPT2Config
 from gpt2_flax.interpret.page import page_data, render_page
 from gpt2_flax.terminal import one_line
+from gpt2_flax.tokenizer import BPETokenizer, Tokenizer
 from tests.interpret.browser import launch
 from tests.reliability.campaign import Tally
 
@@ -172,11 +173,11 @@ def show(
   assert structures[0] == structures[1], "the tokens made elements or attributes"
 
 
-def _tokenizer(names: list[str]) -> tokenizers.Tokenizer:
+def _tokenizer(names: list[str]) -> Tokenizer:
   """As one from a tokenizer.json has it: token i is names[i]."""
   vocabulary = {name: i for i, name in enumerate(names)}
   model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": names[0]}
-  return tokenizers.BPETokenizer(
+  return BPETokenizer(
     {"version": "1.0", "added_tokens": [], "model": model}
     | dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
   )

@@ -16,7 +16,8 @@ import numpy as np
 from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
 from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import CheckpointConfig, parse
+from gpt2_flax.training.config import CheckpointConfig
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.mesh import batch_sharding, spread_over
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.step import (

@@ -15,11 +15,12 @@ from configs import toy
 from gpt2_flax import GPT2, InputError, pretrained
 from gpt2_flax.training import loop
 from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import CheckpointConfig, parse
+from gpt2_flax.training.config import CheckpointConfig
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.mesh import one_device_mesh
 from gpt2_flax.training.optimizer import make_optimizer
+from gpt2_flax.training.source import load_params, load_run
 from gpt2_flax.training.step import abstract_state, TrainState
-from gpt2_flax.training.workdir import load_params, load_run
 from tests.reliability.campaign import Tally
 
 # A key of the config, and what it is changed to

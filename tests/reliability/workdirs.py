@@ -13,7 +13,8 @@ from unittest import mock
 import jax
 
 from gpt2_flax.errors import InputError
-from gpt2_flax.training.workdir import load_run, locked
+from gpt2_flax.training.source import load_run
+from gpt2_flax.training.workdir import locked
 from tests import forked
 from tests.reliability import runs
 from tests.reliability.campaign import Tally

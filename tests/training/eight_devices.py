@@ -25,11 +25,12 @@ import pytest
 
 from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
-from gpt2_flax.layer_stacking import stack_layers
+from gpt2_flax.layers.layer_stacking import stack_layers
 from gpt2_flax.training import loop, loss
 from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import CheckpointConfig, MeshConfig, parse
+from gpt2_flax.training.config import CheckpointConfig, MeshConfig
 from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.mesh import (
   batch_sharding,
   make_mesh,
@@ -37,6 +38,7 @@ from gpt2_flax.training.mesh import (
   spread_over,
 )
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
+from gpt2_flax.training.source import load_run
 from gpt2_flax.training.step import (
   abstract_state,
   init_state,
@@ -44,7 +46,6 @@ from gpt2_flax.training.step import (
   shardings,
   TrainState,
 )
-from gpt2_flax.training.workdir import load_run
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS
 from tests.reliability.runs import digest_of

@@ -10,8 +10,8 @@ import numpy as np
 
 from configs import toy
 from gpt2_flax import datasets
-from gpt2_flax.training.config import parse
 from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training import loss as loss_lib
 from gpt2_flax.training.loss import summed_cross_entropy, summed_loss
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS, sizes, walk
 
 B, T, D, V = 3, 7, 8, 11

@@ -11,10 +11,11 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from gpt2_flax.errors import InputError
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training import mesh as mesh_lib
 from gpt2_flax.training.config import MeshConfig, TrainConfig
 from gpt2_flax.training.step import abstract_state
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.transformer import GPT2
 
 
 def train_config(batch_size: int = 8, accumulation_steps: int = 1) -> TrainConfig:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training import optimizer as optimizer_lib
 from gpt2_flax.training.config import OptimizerConfig, OPTIMIZERS
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.transformer import GPT2
 from tests.close import assert_close
 
 CONFIG = OptimizerConfig(

@@ -15,7 +15,7 @@ import pytest
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.training import processes
-from gpt2_flax.training.workdir import load_run
+from gpt2_flax.training.source import load_run
 from tests import forked
 from tests.close import assert_close, ROUNDINGS
 from tests.reliability.runs import checkpoint_steps, free_port

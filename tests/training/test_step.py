@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training import loss as loss_lib
 from gpt2_flax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from gpt2_flax.training.mesh import make_mesh, one_device_mesh
@@ -20,7 +21,7 @@ from gpt2_flax.training.step import (
   make_train_step,
   TrainState,
 )
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS, sizes
 
 MODEL = GPT2(

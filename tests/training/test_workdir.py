@@ -15,7 +15,7 @@ from configs import toy
 from gpt2_flax.errors import InputError
 from gpt2_flax.training import loop
 from gpt2_flax.training import workdir as workdir_module
-from gpt2_flax.training.config import parse
+from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.workdir import locked
 from tests import forked
 

@@ -21,7 +21,7 @@ from gpt2_flax.interpret import heads
 from gpt2_flax.interpret.logits import logit_lens
 from gpt2_flax.interpret.trace import Trace, trace
 from gpt2_flax.terminal import one_line
-from gpt2_flax.tokenizers import Tokenizer
+from gpt2_flax.tokenizer import Tokenizer
 from gpt2_flax.training.loss import Batch
 from gpt2_flax.transformer import GPT2, num_params
 

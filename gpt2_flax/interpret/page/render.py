@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from gpt2_flax.interpret.control_flow import control_flow_svg
-from gpt2_flax.transformer import GPT2Config
+from gpt2_flax.model_config import GPT2Config
 
 _FOLDER = pathlib.Path(__file__).parent
 _SCRIPTS = (

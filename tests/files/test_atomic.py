@@ -13,8 +13,8 @@ from absl.testing import parameterized
 import chex
 
 from gpt2_flax import InputError
-from gpt2_flax.atomic_files import replacing, write_text
 from gpt2_flax.errors import RunError
+from gpt2_flax.files.atomic import replacing, write_text
 
 
 class AtomicFilesTest(chex.TestCase):

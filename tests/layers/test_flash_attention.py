@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax.errors import InputError
-from gpt2_flax.flash_attention import FlashSelfAttention
+from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.multihead_attention import MultiHeadAttention
-from gpt2_flax.self_attention import KeyValues, SelfAttention
+from gpt2_flax.self_attention import FlashSelfAttention, SelfAttention
 from tests.close import assert_close, ROUNDINGS, sizes, walk
 
 B, T, H, K, D = 2, 6, 3, 4, 5
@@ -40,7 +40,9 @@ def random_params(module):
 def both(**changes):
   """The explicit module and the flash one; what has both names is compared."""
   changes = dict(num_heads=H, head_dim=K) | changes
-  return MultiHeadAttention(**changes), MultiHeadAttention(**changes, flash=True)
+  return MultiHeadAttention(**changes), MultiHeadAttention(
+    **changes, head=FlashSelfAttention
+  )
 
 
 def out_and_gradients(module, params, mask=None):
@@ -100,8 +102,10 @@ class EqualTest(chex.TestCase):
     cache = KeyValues(jnp.zeros((H, B, T, K)), jnp.zeros((H, B, T, K)))
     for start, end in (0, 4), (4, T):
       arguments = params, x[:, start:end], MASKS["padding"], cache, start
-      out, cache = flash.apply(*arguments)
-      chex.assert_trees_all_equal((out, cache), explicit.apply(*arguments))
+      out, cache = flash.apply(*arguments, method="attend")
+      chex.assert_trees_all_equal(
+        (out, cache), explicit.apply(*arguments, method="attend")
+      )
 
   def test_one_head_alone(self):
     params = random_params(SelfAttention(K))

@@ -40,7 +40,7 @@ def scan_blocks(
   """[B, T, D] -> [B, T, D], through all layers; what `block` holds has an L axis."""
 
   def layer(block: nn.Module, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-    return block(x_BTD, mask), None
+    return block(x_BTD, mask)[0], None
 
   scan = nn.scan(
     layer,

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.dropout import Dropout
 from gpt2_flax.errors import InputError
 from gpt2_flax.generation import empty_cache
-from gpt2_flax.layer_stacking import scan_blocks, stack_layers, unstack_layers
+from gpt2_flax.layers.dropout import Dropout
+from gpt2_flax.layers.layer_stacking import scan_blocks, stack_layers, unstack_layers
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training.config import OptimizerConfig
 from gpt2_flax.training.mesh import one_device_mesh
 from gpt2_flax.training.optimizer import make_optimizer
 from gpt2_flax.training.step import abstract_state, TrainState
-from gpt2_flax.transformer import GPT2, GPT2Config
+from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS, sizes
 
 B, T, L = 3, 6, 2
@@ -104,7 +105,7 @@ class EqualsThePlainLoopTest(chex.TestCase):
     class Layer(nn.Module):
       @nn.compact
       def __call__(self, x_BTD, mask):
-        return x_BTD + Dropout(0.5)(jnp.ones_like(x_BTD))
+        return x_BTD + Dropout(0.5)(jnp.ones_like(x_BTD)), None
 
     class Layers(nn.Module):
       @nn.compact
@@ -201,7 +202,8 @@ class RefusedTest(chex.TestCase):
     stacked = model(scan_layers=True)
     cache = empty_cache(CONFIG, B, T)
     with self.assertRaisesRegex(InputError, "must be False with a cache"):
-      stacked.apply(stack_layers(random_params()), TOKENS, cache=cache)
+      params = stack_layers(random_params())
+      stacked.apply(params, TOKENS, cache=cache, method="extend")
 
   def test_plain_undoes_both(self):
     self.assertEqual(model(scan_layers=True, remat="full").config.plain, CONFIG)

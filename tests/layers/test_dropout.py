@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.dropout import Dropout
+from gpt2_flax.layers.dropout import Dropout
 from tests.test_transformer import B, random_key, random_params, T, TINY, tiny, tokens
 
 

@@ -9,7 +9,7 @@ import chex
 import tokenizers
 
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import BPETokenizer
+from gpt2_flax.tokenizer import BPETokenizer
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4 = (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.linear import linear
+from gpt2_flax.layers.linear import linear
 from tests.close import assert_close
 
 

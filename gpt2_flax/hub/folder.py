@@ -20,14 +20,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2_flax.errors import InputError, unknown_name
-from gpt2_flax.json_files import read_json
-from gpt2_flax.tokenizers import (
+from gpt2_flax.files.json import read_json
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.tokenizer import (
   ByteTokenizer,
   CharTokenizer,
   Tokenizer,
   WordTokenizer,
 )
-from gpt2_flax.transformer import GPT2Config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

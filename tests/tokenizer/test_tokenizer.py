@@ -8,12 +8,13 @@ import chex
 import hypothesis
 from hypothesis import strategies as st
 
-from gpt2_flax import tokenizers
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import (
+from gpt2_flax.tokenizer import (
   BPETokenizer,
   ByteTokenizer,
   CharTokenizer,
+  read_tokenizer,
+  tokenizer_json,
   WordTokenizer,
 )
 
@@ -142,8 +143,8 @@ class FileTest(chex.TestCase):
 
   @parameterized.named_parameters(*TOKENIZERS)
   def test_comes_back_as_it_was(self, tokenizer, text):
-    self.path.write_text(tokenizers.dumps(tokenizer), "utf-8")
-    loaded = tokenizers.load(self.path)
+    self.path.write_text(tokenizer_json(tokenizer), "utf-8")
+    loaded = read_tokenizer(self.path)
     self.assertIs(type(loaded), type(tokenizer))
     self.assertEqual(loaded.vocab_size, tokenizer.vocab_size)
     self.assertEqual(loaded.start_id, tokenizer.start_id)
@@ -153,5 +154,5 @@ class FileTest(chex.TestCase):
   def test_of_an_unknown_kind(self):
     self.path.write_text('{"kind": "bytes"}', "utf-8")
     with self.assertRaisesRegex(InputError, "'bytes': did you mean 'byte'") as caught:
-      tokenizers.load(self.path)
+      read_tokenizer(self.path)
     self.assertIn(str(self.path), str(caught.exception))

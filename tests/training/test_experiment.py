@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from configs import finetune, gpt2, induction, markov, text, toy
-from gpt2_flax import pretrained
+from gpt2_flax import datasets, pretrained
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizers import BPETokenizer
-from gpt2_flax.training import config as config_lib
-from gpt2_flax.transformer import GPT2, GPT2Config, PUBLISHED_SIZES
+from gpt2_flax.model_config import GPT2Config, PUBLISHED_SIZES
+from gpt2_flax.tokenizer import BPETokenizer
+from gpt2_flax.training.config import from_dict, SECTIONS
+from gpt2_flax.training.experiment import parse
+from gpt2_flax.transformer import GPT2
 
 SMALL = dict(num_layers=1, num_heads=2, embed_dim=8)
 
@@ -23,7 +25,7 @@ SMALL = dict(num_layers=1, num_heads=2, embed_dim=8)
 class ParseTest(chex.TestCase):
   @parameterized.parameters(toy, markov, induction)
   def test_shipped_configs_parse(self, module):
-    experiment, dataset = config_lib.parse(module.get_config())
+    experiment, dataset = parse(module.get_config())
     self.assertEqual(experiment.model.vocab_size, dataset.tokenizer.vocab_size)
     self.assertEqual(dataset.context_length, experiment.model.context_length)
 
@@ -33,7 +35,7 @@ class ParseTest(chex.TestCase):
     config.data.path = __file__
     config.data.validation_fraction = 0.3
     config.model.context_length = 64  # this file is short
-    experiment, _ = config_lib.parse(config)
+    experiment, _ = parse(config)
     for name, value in PUBLISHED_SIZES[size].items():
       self.assertEqual(getattr(experiment.model, name), value)
     self.assertEqual(experiment.model.vocab_size, 50_257)
@@ -81,44 +83,49 @@ class ParseTest(chex.TestCase):
     config = toy.get_config().unlock()
     config[section] = {**config[section].to_dict(), key: value}
     with self.assertRaises(InputError) as raised:
-      config_lib.parse(config)
+      parse(config)
     self.assertIn(message, str(raised.exception))
 
   def test_missing_and_unknown_sections(self):
     config = toy.get_config().unlock()
     del config["mesh"]
     with self.assertRaisesRegex(InputError, "config.mesh is missing"):
-      config_lib.parse(config)
+      parse(config)
     config["mehs"] = {}
     with self.assertRaisesRegex(InputError, "'mehs': did you mean 'mesh'"):
-      config_lib.parse(config)
+      parse(config)
 
   def test_a_missing_key_is_named(self):
     config = toy.get_config().unlock()
     del config.train["seed"]
     with self.assertRaisesRegex(InputError, "train.seed is missing"):
-      config_lib.parse(config)
+      parse(config)
 
   def test_an_integer_will_do_for_a_number(self):
     config = toy.get_config().unlock()
     config.optimizer = {**config.optimizer.to_dict(), "weight_decay": 0}
-    experiment, _ = config_lib.parse(config)
+    experiment, _ = parse(config)
     self.assertIs(type(experiment.optimizer.weight_decay), float)
 
   def test_a_larger_vocabulary_than_the_datas_is_kept(self):
     config = toy.get_config()
     config.model.vocab_size = 128
-    experiment, dataset = config_lib.parse(config)
+    experiment, dataset = parse(config)
     self.assertEqual(experiment.model.vocab_size, 128)
     self.assertLess(dataset.tokenizer.vocab_size, 128)
 
 
 class SavedTest(chex.TestCase):
+  def test_every_field_is_described(self):
+    for cls in (*SECTIONS.values(), *datasets.CONFIGS.values()):
+      for field in dataclasses.fields(cls):
+        self.assertIn(field.name, cls.__doc__)
+
   @parameterized.parameters(toy, markov, induction)
   def test_reads_back_what_it_wrote(self, module):
-    experiment, _ = config_lib.parse(module.get_config())
+    experiment, _ = parse(module.get_config())
     saved = json.loads(json.dumps(experiment.to_dict()))
-    self.assertEqual(config_lib.from_dict(saved), experiment)
+    self.assertEqual(from_dict(saved), experiment)
 
 
 class InitFromTest(chex.TestCase):
@@ -145,7 +152,7 @@ class InitFromTest(chex.TestCase):
   def test_the_model_is_that_of_the_weights(self):
     config = self.config()
     config.model.dropout_rate = 0.0
-    experiment, dataset = config_lib.parse(config)
+    experiment, dataset = parse(config)
     expected = GPT2Config.published("small", vocab_size=280, context_length=16, **SMALL)
     self.assertEqual(experiment.model, expected)
     self.assertEqual(dataset.context_length, 16)
@@ -156,7 +163,7 @@ class InitFromTest(chex.TestCase):
     config = self.config()
     config.model.dropout_rate = 0.0
     config.model.attention = "flash"
-    self.assertEqual(config_lib.parse(config)[0].model.attention, "flash")
+    self.assertEqual(parse(config)[0].model.attention, "flash")
 
   def test_what_is_no_matter_of_the_weights_and_a_shorter_context_are_free(self):
     config = self.config()
@@ -166,7 +173,7 @@ class InitFromTest(chex.TestCase):
     with config.unlocked():
       config.model.scan_layers = True
       config.model.remat = "dots"
-    model = config_lib.parse(config)[0].model
+    model = parse(config)[0].model
     self.assertEqual(
       (model.context_length, model.dropout_rate, model.dtype), (9, 0.25, "bfloat16")
     )
@@ -183,45 +190,18 @@ class InitFromTest(chex.TestCase):
     config = self.config().unlock()
     config.model[key] = value
     with self.assertRaises(InputError) as raised:
-      config_lib.parse(config)
+      parse(config)
     self.assertIn(message, str(raised.exception))
 
   def test_other_tokens_are_refused(self):
     config = self.config()
     config.data.tokenizer = "byte"
     with self.assertRaisesRegex(InputError, "set data.tokenizer to init_from"):
-      config_lib.parse(config)
+      parse(config)
 
   def test_no_tokenizer_without_weights(self):
     config = text.get_config()
     config.data.path = str(self.folder / "text.txt")
     config.data.tokenizer = "init_from"
     with self.assertRaisesRegex(InputError, "init_from is empty"):
-      config_lib.parse(config)
-
-
-class DifferencesTest(chex.TestCase):
-  def test_names_each_key_that_would_change_the_numbers(self):
-    before = toy.get_config()
-    now = markov.get_config()
-    now.optimizer.learning_rate = 0.5
-    changed = config_lib.differences(*(config_lib.parse(c)[0] for c in (before, now)))
-    self.assertIn("config.optimizer.learning_rate was 0.02, is now 0.5", changed)
-    self.assertIn("config.data.order was None, is now 2", changed)
-    self.assertIn("config.data.name was 'grammar', is now 'markov'", changed)
-    self.assertIn("config.model.vocab_size was 70, is now 9", changed)
-
-  def test_a_run_may_go_on_for_longer(self):
-    before, now = toy.get_config(), toy.get_config()
-    now.train.num_steps += 1
-    now.eval.every_steps += 1
-    now.mesh.fsdp = 2
-    now.model.scan_layers = True
-    now.model.remat = "full"
-    experiments = [config_lib.parse(config)[0] for config in (before, now)]
-    self.assertEqual(config_lib.differences(*experiments), [])
-
-  def test_every_field_is_described(self):
-    for cls in (*config_lib.SECTIONS.values(), *config_lib.datasets.CONFIGS.values()):
-      for field in dataclasses.fields(cls):
-        self.assertIn(field.name, cls.__doc__)
+      parse(config)

@@ -8,8 +8,8 @@ from unittest import mock
 from absl.testing import parameterized
 import chex
 
-from gpt2_flax import json_files
 from gpt2_flax.errors import InputError
+from gpt2_flax.files import json as json_files
 
 
 class ReadJsonTest(chex.TestCase):

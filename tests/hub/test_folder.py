@@ -16,15 +16,16 @@ import huggingface_hub
 import huggingface_hub.utils
 import tokenizers
 
-from gpt2_flax import GPT2Config, hub_folder, InputError
-from gpt2_flax.tokenizers import (
+from gpt2_flax import GPT2Config, InputError
+from gpt2_flax.hub import folder as hub_folder
+from gpt2_flax.tokenizer import (
   BPETokenizer,
   ByteTokenizer,
   CharTokenizer,
   WordTokenizer,
 )
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD, LAST_SHARD = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))

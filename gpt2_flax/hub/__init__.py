@@ -1,0 +1,1 @@
+"""The files of models as Hugging Face's hub has them."""

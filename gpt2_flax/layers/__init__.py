@@ -1,0 +1,1 @@
+"""What the parts are made of: linear layers, dropout, stacking, the cache, flash."""

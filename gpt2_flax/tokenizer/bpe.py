@@ -1,0 +1,88 @@
+"""Byte pairs: frequent neighbours become one token, as in GPT-2."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import json
+
+import tokenizers
+
+from gpt2_flax.errors import InputError
+from gpt2_flax.tokenizer import limits
+from gpt2_flax.tokenizer.tokenizer import Tokenizer
+
+
+@contextlib.contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+  """What the tokenizers library raises, as an `InputError`."""
+  try:
+    yield
+  except BaseException as error:
+    # Its panics are no `Exception`s, and their class has no name to import.
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+      raise InputError(f"{what}: {error}") from error
+    raise
+
+
+class BPETokenizer(Tokenizer):
+  """Byte-level byte pairs, as GPT-2 uses; any tokenizer.json of Hugging Face's.
+
+  Frequent neighbours become one token: Sennrich et al. (2016), "Neural Machine
+  Translation of Rare Words with Subword Units"; over bytes, so that every text can be
+  written: Radford et al. (2019), section 2.2. Its start token, if it has one, is the
+  one that the file has put before every text.
+  """
+
+  kind = "bpe"
+  END_OF_TEXT = "<|endoftext|>"
+
+  def __init__(self, tokenizer: dict):
+    if not isinstance(tokenizer, dict):
+      raise InputError("not a tokenizer.json: must be a JSON object")
+    limits.check(tokenizer)
+    with _library_errors("not a tokenizer.json"):
+      self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
+      self._tokenizer.no_truncation()  # a text is as long as it is
+      self._tokenizer.no_padding()
+      added = self._tokenizer.encode("").ids  # what it would add to any text
+    self.start_id = added[0] if len(added) == 1 else None
+    ids = [*self._tokenizer.get_vocab().values(), *added]
+    self.vocab_size = 1 + max(ids, default=-1)
+    if self.vocab_size > limits.MOST_TOKENS:
+      raise InputError(
+        f"token id is {self.vocab_size - 1}: must be below {limits.MOST_TOKENS}"
+      )
+    self.end_of_text_id = self._tokenizer.token_to_id(self.END_OF_TEXT)
+
+  @classmethod
+  def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+    """The vocab_size - 257 most frequent pairs, on top of bytes and the end of text."""
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[cls.END_OF_TEXT],
+      initial_alphabet=byte_level.alphabet(),
+      show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return cls(json.loads(tokenizer.to_str()))
+
+  def encode(self, text: str) -> list[int]:
+    with _library_errors("text that has no tokens"):  # perhaps an unknown word
+      # of a batch, since only that leaves out where in the text each token stands
+      [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+      return fast.ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    ids = [token_id for token_id in ids if token_id != self.start_id]
+    with _library_errors("tokens that have no text"):
+      return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+  def save(self, path: str) -> None:
+    """Writes Hugging Face's tokenizer.json."""
+    self._tokenizer.save(path)
+
+  def state(self) -> dict:
+    return {"tokenizer": json.loads(self._tokenizer.to_str())}

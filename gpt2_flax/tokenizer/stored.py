@@ -1,0 +1,33 @@
+"""Tokenizers as JSON text, and from it."""
+
+import json
+import pathlib
+
+from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.files.json import read_json
+from gpt2_flax.tokenizer.bpe import BPETokenizer
+from gpt2_flax.tokenizer.plain import ByteTokenizer, CharTokenizer, WordTokenizer
+from gpt2_flax.tokenizer.tokenizer import Tokenizer
+
+KINDS = {
+  cls.kind: cls for cls in (WordTokenizer, CharTokenizer, ByteTokenizer, BPETokenizer)
+}
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+  """The tokenizer as JSON text."""
+  return json.dumps({"kind": tokenizer.kind, **tokenizer.state()}, ensure_ascii=False)
+
+
+def read_tokenizer(path: pathlib.Path) -> Tokenizer:
+  """Reads what `tokenizer_json` wrote, or a tokenizer.json of Hugging Face's."""
+  state = read_json(path)
+  try:
+    if "kind" not in state:
+      return BPETokenizer(state)
+    kind = state.pop("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+      raise unknown_name("kind", str(kind), KINDS)
+    return KINDS[kind](**state)
+  except (ValueError, TypeError) as error:
+    raise InputError(f"{path} is no tokenizer: {error}") from error
