@@ -20,7 +20,7 @@ class Trace:
   are stacked: `trace.weights[layer, head]` is [B, T, S].
   """
 
-  def __init__(self, values: dict[str, Any]):
+  def __init__(self, **values: Any):
     self._values = {tap: values[tap] for tap in TAPS if tap in values}
 
   def __getattr__(self, tap: str) -> Any:
@@ -54,7 +54,7 @@ class Trace:
   @classmethod
   def tree_unflatten(cls, taps: tuple[str, ...], values: Sequence[Any]) -> "Trace":
     """The inverse."""
-    return cls(dict(zip(taps, values, strict=True)))
+    return cls(**dict(zip(taps, values, strict=True)))
 
 
 def trace(
@@ -96,7 +96,7 @@ def trace(
     if edits:
       raise InputError(f"edits need a GPT2: {type(model).__name__} can be traced only")
     out, kept = sites.run_parts(model, params, taps, tokens_BT, **kwargs)
-    return out, Trace(kept)
+    return out, Trace(**kept)
   model, params = edited(model, params, edits)
   out, kept = sites.run(model.model, params, params["edits"], taps, tokens_BT, **kwargs)
-  return out, Trace(kept)
+  return out, Trace(**kept)
