@@ -132,7 +132,7 @@ def ours() -> dict[str, float]:
   schedule = learning_rate_schedule(settings, num_steps=10_000)
   optimizer = make_optimizer(settings, schedule)
   abstract = abstract_state(model, optimizer, one_device_mesh())
-  state = init_state(model, optimizer, 0, abstract)
+  state = init_state(model, optimizer, jax.random.key(0), abstract)
   train_step = make_train_step(model, optimizer, schedule, abstract)
   inputs, targets = batch(model.config.vocab_size).astype(np.int32)
   examples = jax.device_put({"inputs": inputs, "targets": targets})

@@ -71,7 +71,7 @@ def train_ours():
     schedule = optimizer_lib.learning_rate_schedule(settings, 100)
     optimizer = optimizer_lib.make_optimizer(settings, schedule)
     abstract = step_lib.abstract_state(model, optimizer, one_device_mesh())
-    state = step_lib.init_state(model, optimizer, 0, abstract)
+    state = step_lib.init_state(model, optimizer, jax.random.key(0), abstract)
     step = step_lib.make_train_step(model, optimizer, schedule, abstract)
     inputs, targets = BATCH.astype(np.int32)
     for _ in range(3):

@@ -95,7 +95,7 @@ def jax_steps(by_hand: bool):
     optimizer = optimizer_lib.make_optimizer(settings, schedule)
     abstract = step_lib.abstract_state(model, optimizer, mesh)
     train_step = step_lib.make_train_step(model, optimizer, schedule, abstract)
-    state = step_lib.init_state(model, optimizer, 0, abstract)
+    state = step_lib.init_state(model, optimizer, jax.random.key(0), abstract)
   examples = [
     jax.device_put({"inputs": x, "targets": y}, mesh_lib.batch_sharding(mesh))
     for x, y in batches().astype(np.int32)

@@ -6,6 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+  "load": "training.source",
+  "steps": "training.source",
   "GPT2": "transformer",
   "GPT2Config": "model_config",
   "InputError": "errors",

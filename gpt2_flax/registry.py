@@ -61,12 +61,26 @@ class Registry(Mapping[str, Any]):
     return "" if where.startswith(f"{PACKAGE}.") else where
 
 
+def not_imported(field: str, name: str, where: str) -> InputError:
+  """What to say where a run has a part that nobody has added.
+
+  Args:
+    where: `origin` of the part, as the run's folder has it.
+  """
+  module = where.partition(":")[0]
+  return InputError(
+    f"{field} is {name!r}, which is not imported: its folder says that {module} has it;"
+    f" if you trust that code, add --import={module}"
+  )
+
+
 def origin(part: Any) -> str:
   """Where a class or a function comes from: "my_lab.heads:SinkHead".
 
   What stands before the colon can be given to --import: a module's name, or the path of
   a file where Python does not find it by name (a config file, a script).
   """
+  part = getattr(part, "func", part)  # of a functools.partial
   if not hasattr(part, "__qualname__"):  # an object: its class says where it is from
     part = type(part)
   file, module = _file(part), part.__module__

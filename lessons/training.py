@@ -87,7 +87,7 @@ def train(
 
   trained = []
   for seed in seeds:
-    state = init_state(model, optimizer, seed, abstract)
+    state = init_state(model, optimizer, jax.random.key(seed), abstract)
     batches = train_batches(dataset, batch_size, seed)
     history = []
     for step in tqdm.trange(1, num_steps + 1, disable=None, leave=False):

@@ -11,10 +11,8 @@ import re
 import sys
 from typing import ClassVar
 
-import numpy as np
-
 from gpt2_flax.datasets import token_cache
-from gpt2_flax.datasets.dataset import Dataset
+from gpt2_flax.datasets.arrays import require_fraction, split, TokenWindows
 from gpt2_flax.errors import InputError
 from gpt2_flax.files.cache import cache_folder
 
@@ -42,19 +40,19 @@ class TextConfig:
   sha256: str = ""
 
   def __post_init__(self):
-    if not 0.0 < self.validation_fraction < 1.0:
-      raise InputError(
-        f"data.validation_fraction is {self.validation_fraction}: must be between"
-        " 0 and 1"
-      )
+    require_fraction(self.validation_fraction)
     if not 257 <= self.bpe_vocab_size <= 1 << 20:
       raise InputError(
         f"data.bpe_vocab_size is {self.bpe_vocab_size}: must be 257 (256 bytes and the"
         " end of text) to 1048576"
       )
 
-  def make(self, context_length: int) -> "Text":
-    return Text(self, context_length)
+  def make(self, context_length: int) -> TokenWindows:
+    tokens, tokenizer = token_cache.tokenize(
+      find_files(self.path, self.sha256), self.tokenizer, self.bpe_vocab_size
+    )
+    train, validation = split(tokens, self.validation_fraction)
+    return TokenWindows(train, validation, tokenizer, context_length, self.path)
 
 
 def find_files(path: str, sha256: str = "") -> list[pathlib.Path]:
@@ -91,38 +89,3 @@ def _download(url: str, sha256: str) -> pathlib.Path:
     return pathlib.Path(path)
   except (OSError, ValueError) as error:  # requests' errors are OSErrors
     raise InputError(f"data.path: {url} cannot be downloaded: {error}") from error
-
-
-class Text(Dataset):
-  """Windows of a text: training ones start anywhere, validation ones end to end."""
-
-  def __init__(self, config: TextConfig, context_length: int):
-    self.context_length = context_length
-    tokens, self.tokenizer = token_cache.tokenize(
-      find_files(config.path, config.sha256), config.tokenizer, config.bpe_vocab_size
-    )
-    num_validation = round(len(tokens) * config.validation_fraction)
-    self._tokens = {
-      "train": tokens[: len(tokens) - num_validation],
-      "validation": tokens[len(tokens) - num_validation :],
-    }
-    if len(self._tokens["train"]) < context_length + 1 or num_validation < 2:
-      raise InputError(
-        f"data.path is {config.path!r}, {len(tokens)} tokens, of which"
-        f" {num_validation} are for validation: too short for one training window"
-        f" of model.context_length + 1 = {context_length + 1} tokens and 2 tokens"
-        " of validation"
-      )
-
-  def num_windows(self, split: str) -> int:
-    num_targets = len(self._tokens[split]) - 1
-    if split == "train":
-      return num_targets - self.context_length + 1
-    return -(-num_targets // self.context_length)  # the last may be cut short
-
-  def window(self, split: str, index: int) -> np.ndarray:
-    start = index if split == "train" else index * self.context_length
-    tokens = self._tokens[split][start : start + self.context_length + 1]
-    window = np.full(self.context_length + 1, -1, np.int32)
-    window[: len(tokens)] = tokens
-    return window

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags, ConfigDict
 
+from gpt2_flax.doors.own_modules import import_own
 from gpt2_flax.errors import InputError, RunError, unknown_name
 from gpt2_flax.files.atomic import remove_unfinished
 from gpt2_flax.files.cache import cache_folder
@@ -132,21 +133,33 @@ def define_model_flags() -> None:
   flags.DEFINE_string(
     "pretrained", None, "Weights: a folder in Hugging Face's layout, or a hub id."
   )
+  flags.DEFINE_integer(
+    "step", None, "Of a run: a step that is kept; default the newest."
+  )
+  define_import_flag()
+
+
+def define_import_flag() -> flags.FlagHolder:
+  """--import, of the door that calls this."""
+  return flags.DEFINE_multi_string(
+    "import",
+    [],
+    "A module of yours, or the path of its file, to import first: it adds heads,"
+    " datasets or tokenizers. May be given several times.",
+  )
 
 
 def load_model() -> tuple[Any, Any, Any]:
   """The model, params and tokenizer that --workdir or --pretrained names."""
+  import_own(flags.FLAGS["import"].value or [])
   workdir, pretrained_name = flags.FLAGS.workdir, flags.FLAGS.pretrained
   if bool(workdir) == bool(pretrained_name):
     raise InputError("give one of --workdir (a run) and --pretrained (weights)")
+  from gpt2_flax.training.source import load, load_run
+
   if workdir:
-    from gpt2_flax.training.source import load_run
-
-    return load_run(pathlib.Path(workdir))
-  from gpt2_flax import pretrained
-
-  model, params = pretrained.load(pretrained_name)
-  return model, params, pretrained.load_tokenizer(pretrained_name)
+    return load_run(pathlib.Path(workdir), flags.FLAGS.step)
+  return load(pretrained_name, flags.FLAGS.step)
 
 
 def guarded(main: Callable[[], int]) -> int:

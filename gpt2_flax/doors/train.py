@@ -14,9 +14,10 @@ import pathlib
 
 from absl import flags
 
-from gpt2_flax.doors import command_line
+from gpt2_flax.doors import command_line, own_modules
 
 command_line.define_config_flag()
+_IMPORT = command_line.define_import_flag()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run lives; default runs/<config name>."
 )
@@ -35,6 +36,7 @@ def main() -> int:
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
+  own_modules.import_own(_IMPORT.value)
   config, dataset = experiment.parse(flags.FLAGS.config)
 
   def train() -> int:

@@ -1,14 +1,19 @@
 """Text to token ids and back. One small interface, one class a kind of token.
 
 tokenizer.py  the interface
-plain.py      words, characters, bytes
+plain.py      words, characters, bytes, bare numbers
 bpe.py        byte pairs, as in GPT-2
 stored.py     as a file, and from one
 limits.py     which files of others are taken
 """
 
 from gpt2_flax.tokenizer.bpe import BPETokenizer
-from gpt2_flax.tokenizer.plain import ByteTokenizer, CharTokenizer, WordTokenizer
+from gpt2_flax.tokenizer.plain import (
+  ByteTokenizer,
+  CharTokenizer,
+  NumberTokenizer,
+  WordTokenizer,
+)
 from gpt2_flax.tokenizer.stored import KINDS, read_tokenizer, tokenizer_json
 from gpt2_flax.tokenizer.tokenizer import Tokenizer
 
@@ -17,6 +22,7 @@ __all__ = [
   "BPETokenizer",
   "ByteTokenizer",
   "CharTokenizer",
+  "NumberTokenizer",
   "Tokenizer",
   "WordTokenizer",
   "read_tokenizer",

@@ -1,8 +1,10 @@
-"""Tokenizers that need no training: words, characters, bytes."""
+"""Tokenizers that need no training: words, characters, bytes, bare numbers."""
 
 from collections.abc import Sequence
+import re
 
 from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.tokenizer.limits import MOST_TOKENS
 from gpt2_flax.tokenizer.tokenizer import Tokenizer
 
 
@@ -86,3 +88,26 @@ class ByteTokenizer(Tokenizer):
 
   def state(self) -> dict:
     return {}
+
+
+class NumberTokenizer(Tokenizer):
+  """Tokens without a text: each is shown as its id, with white space between."""
+
+  kind = "number"
+
+  def __init__(self, vocab_size: int):
+    if type(vocab_size) is not int or not 1 <= vocab_size <= MOST_TOKENS:
+      raise InputError(f"vocab_size is {vocab_size!r}: must be 1 to {MOST_TOKENS}")
+    self.vocab_size = vocab_size
+
+  def encode(self, text: str) -> list[int]:
+    for word in text.split():
+      if not (re.fullmatch("[0-9]{1,9}", word) and int(word) < self.vocab_size):
+        raise InputError(f"{word!r} is no token: must be 0 to {self.vocab_size - 1}")
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
+
+  def state(self) -> dict:
+    return {"vocab_size": self.vocab_size}

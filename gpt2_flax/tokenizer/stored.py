@@ -5,13 +5,30 @@ import pathlib
 
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.files.json import read_json
+from gpt2_flax.registry import Registry
 from gpt2_flax.tokenizer.bpe import BPETokenizer
-from gpt2_flax.tokenizer.plain import ByteTokenizer, CharTokenizer, WordTokenizer
+from gpt2_flax.tokenizer.plain import (
+  ByteTokenizer,
+  CharTokenizer,
+  NumberTokenizer,
+  WordTokenizer,
+)
 from gpt2_flax.tokenizer.tokenizer import Tokenizer
 
-KINDS = {
-  cls.kind: cls for cls in (WordTokenizer, CharTokenizer, ByteTokenizer, BPETokenizer)
-}
+# Tokenizers by the kind that they are saved under. To add yours: docs/own_parts.md
+KINDS = Registry(
+  "kind",
+  {
+    cls.kind: cls
+    for cls in (
+      BPETokenizer,
+      ByteTokenizer,
+      CharTokenizer,
+      NumberTokenizer,
+      WordTokenizer,
+    )
+  },
+)
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:

@@ -2,11 +2,8 @@
 
 from collections.abc import Iterator
 import contextlib
-import hashlib
 import pathlib
-import sys
 from typing import Any
-import warnings
 
 from absl import logging
 import jax
@@ -16,9 +13,13 @@ from gpt2_flax.errors import InputError, os_error, RunError
 from gpt2_flax.files.atomic import put_in_place
 from gpt2_flax.training import processes
 from gpt2_flax.training.config import CheckpointConfig
+from gpt2_flax.training.manifest import damage, MANIFEST, manifest
+from gpt2_flax.training.quiet_orbax import quiet_orbax
 from gpt2_flax.training.step import TrainState
 
-MANIFEST = "SHA256SUMS"
+HISTORY = (
+  "history"  # the folder, inside that of the checkpoints, for what is kept for good
+)
 
 
 class _SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -33,38 +34,13 @@ class _SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
       self._checkpoint_metadata_store.wait_until_finished()
     temporary, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
     if final.name.isdecimal():  # the whole, not one of its items
-      (temporary / MANIFEST).write_bytes(_manifest(temporary))
+      (temporary / MANIFEST).write_bytes(manifest(temporary))
       put_in_place(temporary, final)
     else:
       temporary.replace(final)
 
 
-def _manifest(folder: pathlib.Path) -> bytes:
-  """What `sha256sum` says of every file in a folder, but of the manifest itself."""
-  lines = []
-  for path in sorted(folder.rglob("*")):
-    name = path.relative_to(folder).as_posix()
-    if path.is_file() and name != MANIFEST:
-      with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-      lines.append(f"{digest}  {name}\n")
-  return "".join(lines).encode()
-
-
-def _damage(folder: pathlib.Path) -> str | None:
-  """What in a checkpoint is not as it was saved; None if it is whole."""
-  try:
-    saved, found = (folder / MANIFEST).read_bytes(), _manifest(folder)
-  except OSError as error:
-    return f"{error.filename}: {error.strerror}"
-  if found == saved:
-    return None
-  differing = {*saved.split(b"\n")} ^ {*found.split(b"\n")}
-  names = [line.partition(b"  ")[2].decode(errors="replace") for line in differing]
-  return f"{min(names) or MANIFEST} is not as {MANIFEST} has it"
-
-
-def _leaves(state: TrainState) -> dict[str, str]:
+def array_names(state: Any) -> dict[str, str]:
   """The dtype and shape of every array, by its name; `state` may be abstract."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): (
@@ -74,34 +50,42 @@ def _leaves(state: TrainState) -> dict[str, str]:
   }
 
 
-def _say_it_once() -> None:
-  """Of what fails only what is raised is said, not what others say of it too.
-
-  orbax logs what it then raises, with its stack. And what else was being written or
-  read, array by array, fails as well or is not begun: Python says so of each, or
-  tensorstore if the event loop is closed by then.
-  """
-  array = "(async_serialize_from_host|Store._get_array_metadatas|_read_array_index)"
-  never = f"coroutine '{array}.* was never awaited"
-  warnings.filterwarnings("ignore", never, RuntimeWarning)
-  logging.get_absl_logger().addFilter(_is_not_orbax)
-  logging.logging.getLogger("asyncio").addFilter(_is_no_write)
-  if sys.unraisablehook is sys.__unraisablehook__:  # else somebody knows better
-    sys.unraisablehook = _tell_unraisable
+def _manager(folder: pathlib.Path, preservation: Any) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    folder.absolute(),
+    options=ocp.CheckpointManagerOptions(
+      # the loop decides
+      save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
+      preservation_policy=preservation,
+      cleanup_tmp_directories=True,
+      lightweight_initialize=True,  # no word of a checkpoint is believed unchecked
+      temporary_path_class=_SealedFolder,
+    ),
+  )
 
 
-def _is_not_orbax(record: logging.logging.LogRecord) -> bool:
-  return not record.pathname.startswith(str(pathlib.Path(ocp.__file__).parent))
+def _as_args(state: Any, about: dict) -> ocp.args.Composite:
+  return ocp.args.Composite(
+    state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+  )
 
 
-def _is_no_write(record: logging.logging.LogRecord) -> bool:
-  message = record.getMessage()
-  return "never retrieved" not in message or "Error writing" not in message
+def check_arrays(folder: pathlib.Path, saved: dict, wanted: dict) -> None:
+  """Raises an InputError unless a checkpoint has the arrays that are wanted."""
+  for name in (*wanted, *saved):
+    if saved.get(name) != wanted.get(name):
+      raise InputError(
+        f"checkpoint {folder} is of another model or optimizer: {name} is"
+        f" {saved.get(name, 'not there')}, by the config it must be"
+        f" {wanted.get(name, 'not there')}"
+      )
 
 
-def _tell_unraisable(unraisable: Any) -> None:
-  if str(unraisable.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(unraisable)
+def warn_of(folder: pathlib.Path, damaged: str) -> None:
+  """Says that a checkpoint is left out, and why."""
+  logging.warning(
+    "checkpoint %s is damaged, going on from the one before it (%s)", folder, damaged
+  )
 
 
 class Checkpoints:
@@ -112,31 +96,23 @@ class Checkpoints:
   of its files, which the file format alone would let change unnoticed.
   """
 
-  def __init__(
-    self, folder: pathlib.Path, config: CheckpointConfig, read_only: bool = False
-  ):
+  def __init__(self, folder: pathlib.Path, config: CheckpointConfig):
     policies = ocp.checkpoint_managers
-    self._folder, self._read_only = folder, read_only
+    self._folder = folder
     self._saving: int | None = None  # the step whose save may not be done yet
-    _say_it_once()
-    self._manager = ocp.CheckpointManager(
-      folder.absolute(),
-      options=ocp.CheckpointManagerOptions(
-        save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides
-        preservation_policy=policies.LatestN(config.keep),
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        lightweight_initialize=True,  # no word of a checkpoint is believed unchecked
-        temporary_path_class=_SealedFolder,
-      ),
-    )
+    quiet_orbax()
+    self._manager = _manager(folder, policies.LatestN(config.keep))
+    self._history: ocp.CheckpointManager | None = None
+    if config.keep_steps:
+      self._history = _manager(folder / HISTORY, policies.LatestN(None))
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, *_) -> None:
     with self._failing_as_one_line():
-      self._manager.close()
+      for manager in self._managers():
+        manager.close()
 
   def latest_step(self) -> int | None:
     """The step of the newest checkpoint, or None."""
@@ -149,15 +125,14 @@ class Checkpoints:
       RunError: this save cannot begin, or the one before it has failed.
     """
     self.wait()
-    about = {"data_position": data_position, "config": config, "leaves": _leaves(state)}
+    about = {
+      "data_position": data_position,
+      "config": config,
+      "leaves": array_names(state),
+    }
     self._saving = int(jax.device_get(state.step))
     with self._failing_as_one_line():
-      self._manager.save(
-        self._saving,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-        ),
-      )
+      self._manager.save(self._saving, args=_as_args(state, about))
 
   def wait(self) -> None:
     """Until all that was saved is whole on disk.
@@ -166,7 +141,26 @@ class Checkpoints:
       RunError: the last save has failed.
     """
     with self._failing_as_one_line():
-      self._manager.wait_until_finished()
+      for manager in self._managers():
+        manager.wait_until_finished()
+
+  def _managers(self) -> list[ocp.CheckpointManager]:
+    return [m for m in (self._manager, self._history) if m is not None]
+
+  def keep(self, step: int, params: Any, config: dict) -> None:
+    """Starts to write params that stay for good.
+
+    Raises:
+      RunError: this save cannot begin, or the one before it has failed.
+    """
+    if self._history is None or step in self._history.all_steps():
+      return  # it is there from before an interruption, with the same bits
+    self.wait()
+    self._saving = step
+    state = {"params": params}
+    about = {"config": config, "leaves": array_names(state)}
+    with self._failing_as_one_line():
+      self._history.save(step, args=_as_args(state, about))
 
   @contextlib.contextmanager
   def _failing_as_one_line(self) -> Iterator[None]:
@@ -197,8 +191,8 @@ class Checkpoints:
     for step in steps:
       folder = self._folder / str(step)
       # One process looks, all hear of it, before orbax makes them wait for one another
-      damage = _damage(folder) if jax.process_index() == 0 else None
-      if processes.everywhere(damage is None):
+      damaged = damage(folder) if jax.process_index() == 0 else None
+      if processes.everywhere(damaged is None):
         try:
           return self._read(step, abstract)
         except InputError:
@@ -206,14 +200,9 @@ class Checkpoints:
         except Exception as error:  # its manifest was made to fit, or another version
           reason = (str(error).strip() or repr(error)).splitlines()[0]
           raise RunError(f"checkpoint {folder} cannot be read: {reason}") from error
-      if damage:
-        logging.warning(
-          "checkpoint %s is damaged, going on from the one before it (%s)",
-          folder,
-          damage,
-        )
-      if not self._read_only:
-        self._set_aside(step)
+      if damaged:
+        warn_of(folder, damaged)
+      self._set_aside(step)
     if steps or any(self._folder.glob("*.damaged*")):
       raise RunError(
         f"all checkpoints in {self._folder} are damaged: to start over, choose another"
@@ -234,14 +223,7 @@ class Checkpoints:
     items = ocp.args.Composite(about=ocp.args.JsonRestore())
     about = self._manager.restore(step, args=items)["about"]
     # orbax would cast to make it fit, and refuses other shapes at length
-    saved, wanted = about["leaves"], _leaves(abstract)
-    for name in (*wanted, *saved):
-      if saved.get(name) != wanted.get(name):
-        raise InputError(
-          f"checkpoint {self._folder / str(step)} is of another model or optimizer:"
-          f" {name} is {saved.get(name, 'not there')}, by the config it must be"
-          f" {wanted.get(name, 'not there')}"
-        )
+    check_arrays(self._folder / str(step), about["leaves"], array_names(abstract))
     items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     state = self._manager.restore(step, args=items)["state"]
     return state, about["data_position"]

@@ -5,16 +5,20 @@ import math
 import typing
 from typing import Any
 
+import jax
+
 from gpt2_flax import datasets
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.registry import not_imported
+from gpt2_flax.self_attention import HEADS
 
 OPTIMIZERS = ("adamw", "muon", "lion")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """See `optimizer.make_optimizer`.
+  """See `optimizer.make_optimizer`. Numbers may be traced: one run of many, under vmap.
 
   Attributes:
     name: one of OPTIMIZERS.
@@ -41,7 +45,8 @@ class OptimizerConfig:
     for name in ("warmup_steps", "weight_decay"):
       _require(getattr(self, name) >= 0, "optimizer", name, self, "0 or more")
     for name in ("beta1", "beta2"):
-      _require(0 <= getattr(self, name) < 1, "optimizer", name, self, "in [0, 1)")
+      value = getattr(self, name)
+      _require((value >= 0) & (value < 1), "optimizer", name, self, "in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +113,28 @@ class CheckpointConfig:
   Attributes:
     every_steps: how often, besides after the last step and when stopped.
     keep: how many of the latest are kept.
+    keep_steps: steps whose parameters stay for good beside the latest: "0,100,400"; or
+      "log2", which is 0, 1, 2, 4, 8, ..., as in "Pythia" (Biderman et al., 2023),
+      section 2.3; "" for none.
   """
 
   every_steps: int
   keep: int
+  keep_steps: str = ""
 
   def __post_init__(self):
     _require(self.every_steps >= 1, "checkpoint", "every_steps", self, "at least 1")
     _require(self.keep >= 2, "checkpoint", "keep", self, "at least 2 (one is a spare)")
+    listed = all(part.strip().isdecimal() for part in self.keep_steps.split(","))
+    allowed = "empty, log2, or steps as in 0,100,400"
+    known = self.keep_steps in ("", "log2") or listed
+    _require(known, "checkpoint", "keep_steps", self, allowed)
+
+  def stays(self, step: int) -> bool:
+    """Whether keep_steps has the step."""
+    if self.keep_steps == "log2":
+      return step & (step - 1) == 0
+    return str(step) in (part.strip() for part in self.keep_steps.split(","))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +171,8 @@ class ExperimentConfig:
     profile: the folder that a trace of some steps goes to; "" for none.
     data: an instance of one of `datasets.CONFIGS`.
     model: with everything filled in that the data or init_from decides.
+    own: which parts are not this package's own ("data", "tokenizer", "attention",
+      "loss", "optimizer"), and where each comes from: see `registry.origin`.
   """
 
   init_from: str
@@ -163,6 +184,7 @@ class ExperimentConfig:
   eval: EvalConfig
   checkpoint: CheckpointConfig
   mesh: MeshConfig
+  own: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON values; `from_dict` reads them."""
@@ -171,7 +193,9 @@ class ExperimentConfig:
     return values
 
 
-def _require(holds: bool, section: str, name: str, config: Any, allowed: str) -> None:
+def _require(holds: Any, section: str, name: str, config: Any, allowed: str) -> None:
+  if isinstance(holds, jax.core.Tracer):
+    return  # a sweep's, whose value is not known here
   if not holds:
     raise InputError(f"{section}.{name} is {getattr(config, name)}: must be {allowed}")
 
@@ -241,7 +265,23 @@ def parse_sections(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
-  """The config of a run that was made; its data and its source may be gone."""
+  """The config of a run that was made; its data and its source may be gone.
+
+  Raises:
+    InputError: a key is wrong, or the run has a part of yours that is not imported.
+  """
+  values = dict(values)
+  own = values.pop("own", {})
+  if not isinstance(own, dict) or not all(isinstance(v, str) for v in own.values()):
+    raise InputError("config.own must be an object of texts")
+  for section, key, registry in (
+    ("data", "name", datasets.CONFIGS),
+    ("model", "attention", HEADS),
+  ):
+    name = values[section].get(key) if isinstance(values.get(section), dict) else None
+    what = "attention" if registry is HEADS else "data"
+    if what in own and isinstance(name, str) and name not in registry:
+      raise not_imported(f"{section}.{key}", name, own[what])
   sections = parse_sections(values)
   model = from_section(GPT2Config, "model", values["model"])
-  return ExperimentConfig(model=model, **sections)
+  return ExperimentConfig(model=model, own=own, **sections)

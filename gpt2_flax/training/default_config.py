@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.every_steps = 300  # and after the last step
   config.checkpoint.keep = 2  # how many of the latest stay
+  config.checkpoint.keep_steps = ""  # whose params stay for good: 0,100,400 or log2
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # copies of the model; -1: one on each device left

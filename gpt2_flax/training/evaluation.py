@@ -17,6 +17,7 @@ from gpt2_flax.datasets.pipeline import validation_batches, validation_windows
 from gpt2_flax.errors import InputError
 from gpt2_flax.layers.layer_stacking import unstack_layers
 from gpt2_flax.training.config import ExperimentConfig
+from gpt2_flax.training.loss import Loss, summed_loss
 from gpt2_flax.training.mesh import held_rows, put_batch
 from gpt2_flax.training.step import make_eval_step
 from gpt2_flax.transformer import GPT2
@@ -35,10 +36,13 @@ class Evaluator:
     dataset: Dataset,
     config: ExperimentConfig,
     sharding: NamedSharding,
+    loss: Loss = summed_loss,
   ):
     self._dataset, self._config, self._sharding = dataset, config, sharding
+    self._steps = {"val/loss": make_eval_step(model)}
+    if loss is not summed_loss:
+      self._steps["val/objective"] = make_eval_step(model, loss)
     self._plain_model = GPT2(model.config.plain)  # decoding wants layers unrolled
-    self._eval_step = make_eval_step(model)
     self._batch_size = config.train.batch_size
     self._rows = held_rows(sharding, self._batch_size)
     self._windows = validation_windows(
@@ -56,14 +60,22 @@ class Evaluator:
     return floor(self._dataset, windows[windows[:, 0] >= 0])
 
   def losses(self, params: Any) -> dict[str, float]:
-    """val/loss in nats a token; val/floor and val/gap where there is an oracle."""
-    sums = []
+    """The validation losses.
+
+    "val/loss" is the cross-entropy in nats a token; "val/floor" and "val/gap" are there
+    where there is an oracle, and "val/objective", the mean of the loss that is trained
+    on, where that is another.
+    """
+    sums = {name: [] for name in self._steps}
     for rows in validation_batches(self._dataset, self._windows, len(self._rows)):
       batch = put_batch(rows, self._sharding, self._batch_size)
-      sums.append(self._eval_step(params, batch))
-    # float64 on the host: the sum over a whole split would lose digits in float32
-    total, count = np.sum(np.array(jax.device_get(sums), np.float64), axis=0)
-    metrics = {"val/loss": float(total / count)}
+      for name, step in self._steps.items():
+        sums[name].append(step(params, batch))
+    metrics = {}
+    for name, parts in sums.items():
+      # float64 on the host: the sum over a whole split would lose digits in float32
+      total, count = np.sum(np.array(jax.device_get(parts), np.float64), axis=0)
+      metrics[name] = float(total / count)
     if self.floor is not None:
       metrics["val/floor"] = self.floor
       metrics["val/gap"] = metrics["val/loss"] - self.floor

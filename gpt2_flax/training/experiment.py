@@ -10,7 +10,8 @@ from gpt2_flax import datasets
 from gpt2_flax.errors import InputError
 from gpt2_flax.hub.folder import find_folder
 from gpt2_flax.model_config import GPT2Config
-from gpt2_flax.tokenizer import read_tokenizer, Tokenizer, tokenizer_json
+from gpt2_flax.self_attention import HEADS
+from gpt2_flax.tokenizer import KINDS, read_tokenizer, Tokenizer, tokenizer_json
 from gpt2_flax.training.config import ExperimentConfig, from_section, parse_sections
 from gpt2_flax.training.source import source_config
 
@@ -49,7 +50,13 @@ def parse(config: ConfigDict) -> tuple[ExperimentConfig, datasets.Dataset]:
     )
   if folder:
     _require_same_tokens(dataset.tokenizer, folder)
-  return ExperimentConfig(model=model, **sections), dataset
+  own = {
+    "data": datasets.CONFIGS.needs(data.name),
+    "tokenizer": KINDS.needs(dataset.tokenizer.kind),
+    "attention": HEADS.needs(model.attention),
+  }
+  own = {what: where for what, where in own.items() if where}
+  return ExperimentConfig(model=model, own=own, **sections), dataset
 
 
 FREE_OF_WEIGHTS = ("attention", "dropout_rate", "dtype", "scan_layers", "remat")

@@ -1,21 +1,27 @@
 """The training loop: read it first, it names everything else."""
 
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import time
+from typing import Any
 
 import jax
+import optax
 
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.pipeline import train_batches
 from gpt2_flax.layers.layer_stacking import stack_layers, unstack_layers
+from gpt2_flax.registry import origin
 from gpt2_flax.training import processes
 from gpt2_flax.training.bad_steps import BadSteps
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.training.loss import Loss, summed_loss
 from gpt2_flax.training.mesh import (
   batch_sharding,
   held_rows,
@@ -23,11 +29,11 @@ from gpt2_flax.training.mesh import (
   put_batch,
   spread_over,
 )
-from gpt2_flax.training.metrics import MetricsWriter, plot_loss
+from gpt2_flax.training.metrics import MetricsWriter, plot_loss, Write
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
 from gpt2_flax.training.profile import Profile
 from gpt2_flax.training.progress import Progress
-from gpt2_flax.training.report import Report
+from gpt2_flax.training.report import checked_measures, Report
 from gpt2_flax.training.signals import StopSignals
 from gpt2_flax.training.source import load_params
 from gpt2_flax.training.step import (
@@ -83,20 +89,50 @@ class Result:
     return "\n".join(lines)
 
 
-def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> Result:
+# (step, model, params) -> measures by name
+OnEval = Callable[[int, GPT2, Any], Mapping[str, float]]
+
+
+def train(
+  config: ExperimentConfig,
+  dataset: Dataset,
+  workdir: str | os.PathLike,
+  *,
+  loss: Loss = summed_loss,
+  optimizer: optax.GradientTransformation | None = None,
+  on_eval: OnEval | None = None,
+  write: Write | None = None,
+) -> Result:
   """Trains from where the workdir stands to train.num_steps.
 
+  What is yours is an argument: see docs/own_parts.md. A run that goes on must get the
+  same loss and optimizer again.
+
+  Args:
+    loss: what is trained on, a pure function; by default the cross-entropy.
+    optimizer: any of optax; None for the one that config.optimizer describes.
+    on_eval: called at each evaluation, in every process. Its measures go to
+      metrics.jsonl, TensorBoard and the progress bar. The model's layers are unstacked.
+      The params are given up at the next step: copy what you keep of them.
+    write: called with each step that has metrics, and its metrics, in process 0. Steps
+      after the last checkpoint come again when an interrupted run goes on.
+
   Raises:
-    InputError: the config does not fit the devices or the workdir.
+    InputError: the config does not fit the devices or the workdir; or a measure of
+      on_eval has a name that is taken.
     RunError: too many steps are bad, all checkpoints are damaged, or the disk is full.
   """
   # --- What does not change ------------------------------------------------------
+  workdir = pathlib.Path(workdir)
+  config = _with_own(config, loss, optimizer)
   mesh = make_mesh(config.mesh, config.train)
   sharding = batch_sharding(mesh)
   model = GPT2(config.model)
   num_steps = config.train.num_steps
-  schedule = learning_rate_schedule(config.optimizer, num_steps)
-  optimizer = make_optimizer(config.optimizer, schedule)
+  schedule = None
+  if optimizer is None:
+    schedule = learning_rate_schedule(config.optimizer, num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
   abstract = abstract_state(model, optimizer, mesh)
   plain_model = GPT2(config.model.plain)  # as it begins, and is saved: layers unstacked
   plain_abstract = abstract_state(plain_model, optimizer, mesh)
@@ -107,8 +143,9 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     abstract,
     config.train.accumulation_steps,
     config.train.max_loss_jump,
+    loss,
   )
-  evaluator = Evaluator(model, dataset, config, sharding)
+  evaluator = Evaluator(model, dataset, config, sharding, loss)
   batch_size = config.train.batch_size
   rows = held_rows(sharding, batch_size)  # which this process reads of each batch
   batches = train_batches(dataset, batch_size, config.train.seed, rows)
@@ -126,14 +163,15 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       state, data_position = restored
       batches.set_state(data_position)
     else:
-      state = init_state(plain_model, optimizer, config.train.seed, plain_abstract)
+      key = jax.random.key(config.train.seed)
+      state = init_state(plain_model, optimizer, key, plain_abstract)
       if config.init_from:
         params = load_params(config.init_from, plain_abstract.params)
         state = state.replace(params=params)
     if config.model.scan_layers:
       state = jax.jit(stack_layers, out_shardings=shardings(abstract))(state)
     step = int(state.step)
-    writer = MetricsWriter(workdir, start_step=step)
+    writer = MetricsWriter(workdir, start_step=step, write=write)
     progress = stack.enter_context(Progress(num_steps, start_step=step))
     progress.line(
       f"{num_params(abstract.params):,} parameters, {mesh.size} device(s) of"
@@ -155,13 +193,26 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
     def evaluate() -> None:
       report.flush()
       values = evaluator.losses(state.params)
+      measures = {}
+      if on_eval is not None:
+        with jax.transfer_guard("allow"):
+          measures = checked_measures(
+            on_eval(step, plain_model, unstack_layers(state.params))
+          )
       sample = evaluator.sample(state.params, seed=config.train.seed + step)
-      report.evaluated(step, values, sample)
+      report.evaluated(step, values, measures, sample)
 
     def save() -> None:
       report.flush()  # raises if this step was one bad one too many
       checkpoints.save(unstack_layers(state), batches.get_state(), config.to_dict())
       bad_steps.last_saved = step
+
+    def keep() -> None:
+      if config.checkpoint.stays(step):
+        checkpoints.keep(step, unstack_layers(state.params), config.to_dict())
+
+    if not restored:
+      keep()
 
     # --- The loop ----------------------------------------------------------------
     stack.enter_context(spread_over(mesh))
@@ -176,6 +227,7 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       step += 1
       profile.after(step, metrics)
       report.stepped(step, metrics, waited)
+      keep()
       if step % config.eval.every_steps == 0 or step == num_steps:
         evaluate()
       if step % config.checkpoint.every_steps == 0 or step == num_steps:
@@ -199,3 +251,15 @@ def train(config: ExperimentConfig, dataset: Dataset, workdir: pathlib.Path) -> 
       metrics={k: v for record in writer.records for k, v in record.items()},
       stopped_by=stop.agreed_on if step < num_steps else None,
     )
+
+
+def _with_own(
+  config: ExperimentConfig, loss: Loss, optimizer: optax.GradientTransformation | None
+) -> ExperimentConfig:
+  """The config, which says of a loss and an optimizer that they are the caller's."""
+  own = dict(config.own)
+  if loss is not summed_loss:
+    own["loss"] = origin(loss)
+  if optimizer is not None:
+    own["optimizer"] = "train:optimizer"  # functions of optax, which say no more
+  return dataclasses.replace(config, own=own)

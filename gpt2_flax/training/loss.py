@@ -24,6 +24,12 @@ from gpt2_flax.transformer import GPT2
 # Inputs and targets as `Dataset.batch` gives them, on the host or on devices
 Batch = Mapping[str, jax.Array | np.ndarray]
 
+# (model, params, batch, rngs) -> the summed loss, float32 scalar, and the number of
+# targets that count. With rngs, {"dropout": key}, it is for training; with None not.
+Loss = Callable[
+  [Any, Any, Batch, dict[str, jax.Array] | None], tuple[jax.Array, jax.Array]
+]
+
 Chunk = tuple[jax.Array, jax.Array]  # of hidden_BTD and targets_BT
 
 # How many logits a device has at a time: 1 GiB in float32, some 5,000 positions of

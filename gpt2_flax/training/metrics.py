@@ -1,6 +1,6 @@
 """Metrics: kept in memory, and written as JSON lines, TensorBoard events, a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import os
 import pathlib
@@ -17,6 +17,7 @@ from gpt2_flax.errors import cannot_write
 from gpt2_flax.files.atomic import replacing, write_text
 
 Record = dict[str, Any]  # of JSON values; "step" is an int
+Write = Callable[[int, Mapping[str, float | str]], None]  # takes a step and its values
 
 
 def read_metrics(path: pathlib.Path) -> list[Record]:
@@ -36,12 +37,17 @@ class MetricsWriter:
   What an interrupted run wrote after the step it goes on from is dropped, since
   those steps come again. Of several processes only the first writes.
 
+  Args:
+    write: gets each record too, if given.
+
   Attributes:
     records: all of them, those from before an interruption too.
   """
 
-  def __init__(self, workdir: pathlib.Path, start_step: int):
-    self._path = workdir / "metrics.jsonl"
+  def __init__(
+    self, workdir: pathlib.Path, start_step: int, write: Write | None = None
+  ):
+    self._path, self._write = workdir / "metrics.jsonl", write
     self.records = [r for r in read_metrics(self._path) if r["step"] <= start_step]
     self._writes = jax.process_index() == 0
     if self._writes:
@@ -59,6 +65,8 @@ class MetricsWriter:
     if self._writes:
       _append(self._path, (json.dumps(record) + "\n").encode())
       self._events.write(step, values)
+      if self._write:
+        self._write(step, values)
 
   def has(self, step: int, name: str) -> bool:
     """Whether a value is there already, from before an interruption perhaps."""

@@ -10,12 +10,13 @@ from gpt2_flax.training.config import OptimizerConfig
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Linear from 0 to the peak, then a cosine to 0 at num_steps."""
-  return optax.warmup_cosine_decay_schedule(
+  shape = optax.warmup_cosine_decay_schedule(
     init_value=0.0,
-    peak_value=config.learning_rate,
+    peak_value=1.0,
     warmup_steps=min(config.warmup_steps, num_steps - 1),
     decay_steps=num_steps,
   )
+  return lambda step: config.learning_rate * shape(step)  # the peak may be traced
 
 
 def _map_named(function: Any, params: Any) -> Any:
@@ -52,6 +53,9 @@ def make_optimizer(
   config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """The optimizer that config.name names, behind a clip by global norm.
+
+  Learning rate, weight decay and betas may be traced, so that one program trains with
+  many of them: `jax.vmap` over `dataclasses.replace(config, weight_decay=...)`.
 
   "adamw": Loshchilov & Hutter (2019), algorithm 2.
   "lion": Chen et al. (2023), algorithm 2; takes a learning rate some 5 times smaller.

@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 import math
+from typing import Any
 
 import jax
+import numpy as np
 
+from gpt2_flax.errors import InputError
 from gpt2_flax.training.bad_steps import BadSteps
 from gpt2_flax.training.metrics import MetricsWriter
 from gpt2_flax.training.progress import Progress
 from gpt2_flax.training.throughput import Throughput
+
+TAKEN = ("train/", "val/")  # how the names of a run's own metrics begin
 
 
 class Report:
@@ -66,12 +71,22 @@ class Report:
     self._progress.update(step, self._shown)
 
   def evaluated(
-    self, step: int, values: Mapping[str, float], sample: str | None
+    self,
+    step: int,
+    losses: Mapping[str, float],
+    measures: Mapping[str, float],
+    sample: str | None,
   ) -> None:
-    """Takes an evaluation's measures, and the text that the model wrote."""
+    """Takes an evaluation's losses and the text that the model wrote.
+
+    Args:
+      measures: the caller's own, by name.
+    """
+    values = {**losses, **measures}
     text = f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
-    if "val/gap" in values:
-      self._shown["gap"] = f"{values['val/gap']:.4f}"
+    if "val/gap" in losses:
+      self._shown["gap"] = f"{losses['val/gap']:.4f}"
+    self._shown |= {name: f"{value:.4g}" for name, value in measures.items()}
     record: dict[str, float | str] = {**_finite(values)}
     if sample is not None:
       record["val/sample"] = sample
@@ -79,6 +94,28 @@ class Report:
     self._writer.write(step, record)
     self._progress.line(text)
     self._throughput.restart()
+
+
+def checked_measures(measures: Any) -> dict[str, float]:
+  """What `on_eval` returned, as numbers.
+
+  Raises:
+    InputError: it is no mapping from names to numbers, or a name is taken.
+  """
+  if not isinstance(measures, Mapping):
+    kind = type(measures).__name__
+    raise InputError(f"on_eval returned {kind}: must be a dict of measures by name")
+  checked = {}
+  for name, value in measures.items():
+    if not isinstance(name, str) or name.startswith(TAKEN) or name == "step":
+      raise InputError(
+        f"on_eval returned a measure {name!r}: must be a text that does not begin with"
+        f" {' or '.join(TAKEN)}"
+      )
+    if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
+      raise InputError(f"on_eval returned {name}: {value!r}: must be one number")
+    checked[name] = float(value)
+  return checked
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -25,6 +25,8 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
   def flat(config: ExperimentConfig) -> dict[str, Any]:
     values = config.to_dict()
     keys = {name: values.pop(name) for name in TEXTS}
+    # where a part comes from may change, if it is the same by its name
+    values["own"] = {k: v.rpartition(":")[2] for k, v in config.own.items()}
     for section, section_values in values.items():
       keys |= {f"{section}.{key}": value for key, value in section_values.items()}
     return {

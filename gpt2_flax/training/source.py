@@ -13,12 +13,11 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.files.json import read_json
 from gpt2_flax.hub.folder import CONFIG, find_folder, read_config
 from gpt2_flax.model_config import GPT2Config
-from gpt2_flax.tokenizer import read_tokenizer, Tokenizer, tokenizer_json
-from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import from_dict
-from gpt2_flax.training.mesh import one_device_mesh, put_parts
-from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
-from gpt2_flax.training.step import abstract_state
+from gpt2_flax.registry import not_imported
+from gpt2_flax.tokenizer import KINDS, read_tokenizer, Tokenizer, tokenizer_json
+from gpt2_flax.training.config import ExperimentConfig, from_dict
+from gpt2_flax.training.kept import read_params, saved_steps
+from gpt2_flax.training.mesh import one_device_mesh, place, put_parts
 from gpt2_flax.transformer import GPT2
 
 
@@ -29,40 +28,77 @@ def is_run(folder: pathlib.Path) -> bool:
 
 def source_config(folder: pathlib.Path) -> GPT2Config:
   """The shape of the model in a run's folder or one in Hugging Face's layout."""
-  path = folder / CONFIG
   if not is_run(folder):
-    return read_config(path)
-  return from_dict(read_json(path)).model.plain
+    return read_config(folder / CONFIG)
+  return read_run_config(folder).model.plain
 
 
-def load_run(workdir: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
-  """A run's model, the parameters of its newest checkpoint, and its tokenizer.
+def load(
+  source: str | os.PathLike, step: int | None = None
+) -> tuple[GPT2, Any, Tokenizer]:
+  """A model, its parameters and its tokenizer, wherever they come from.
 
-  Changes nothing in the folder, so that it may be called while the run goes on.
+  Of a run nothing is changed, so that it may go on meanwhile.
+
+  Args:
+    source: a run's folder, a folder in Hugging Face's layout, or the id of a repository
+      on its hub, which is downloaded once.
+    step: of a run, one of `steps`; None for the newest.
 
   Raises:
-    InputError: there is no such run, or no checkpoint yet.
-    RunError: all checkpoints are damaged.
+    InputError: there is no such source or step; or the run has parts of yours that are
+      not imported.
+    RunError: the step is damaged, or all are.
   """
-  if not os.path.exists(workdir / "config.json"):
-    raise InputError(f"{workdir} holds no run: it has no config.json")
-  config = from_dict(read_json(workdir / "config.json"))
-  tokenizer = read_tokenizer(workdir / "tokenizer.json")
+  folder = find_folder(os.fspath(source))
+  if is_run(folder):
+    return load_run(folder, step)
+  if step is not None:
+    raise InputError(f"step is {step}: {source} is no run, so it has no steps")
+  return *pretrained.load(folder), pretrained.load_tokenizer(folder)
+
+
+def steps(run: str | os.PathLike) -> list[int]:
+  """The steps of a run whose parameters are kept, ascending: see `load`."""
+  folder = pathlib.Path(run)
+  if not is_run(folder):
+    raise InputError(f"{folder} holds no run: it has no checkpoints")
+  return list(saved_steps(folder / "checkpoints"))
+
+
+def load_run(
+  workdir: pathlib.Path, step: int | None = None
+) -> tuple[GPT2, Any, Tokenizer]:
+  """As `load`, for a run's folder."""
+  config = read_run_config(workdir)
+  path = workdir / "tokenizer.json"
+  kind = read_json(path).get("kind")
+  if "tokenizer" in config.own and isinstance(kind, str) and kind not in KINDS:
+    raise not_imported("the tokenizer's kind", kind, config.own["tokenizer"])
+  tokenizer = read_tokenizer(path)
   model = GPT2(config.model.plain)
-  schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
-  optimizer = make_optimizer(config.optimizer, schedule)
-  abstract = abstract_state(model, optimizer, one_device_mesh())
-  folder = workdir / "checkpoints"
-  with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
-    restored = checkpoints.restore(abstract)
-  if restored is None:
-    raise InputError(f"{workdir} has no checkpoint yet")
-  return model, restored[0].params, tokenizer
+  params = jax.eval_shape(
+    model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), "int32")
+  )
+  abstract = place(params, one_device_mesh())
+  return model, read_params(workdir / "checkpoints", abstract, step), tokenizer
+
+
+def read_run_config(workdir: pathlib.Path) -> ExperimentConfig:
+  """What a run was made with.
+
+  Raises:
+    InputError: there is no run, or it has parts of yours that are not imported: the
+      message names what to give to --import.
+  """
+  if not os.path.exists(workdir / CONFIG):
+    raise InputError(f"{workdir} holds no run: it has no {CONFIG}")
+  return from_dict(read_json(workdir / CONFIG))
 
 
 def load_dataset(workdir: pathlib.Path) -> Dataset | None:
   """What a run was trained on; None where its file is not there as it was."""
-  config = from_dict(read_json(workdir / "config.json"))
+  config = read_run_config(workdir)
   try:
     dataset = config.data.make(config.model.context_length)
   except InputError:
@@ -72,20 +108,15 @@ def load_dataset(workdir: pathlib.Path) -> Dataset | None:
   return dataset if same else None
 
 
-def load_source(name: str) -> tuple[GPT2, Any, Tokenizer]:
-  """As `load_run`, for a run's folder, one in Hugging Face's layout, or a hub id."""
-  folder = find_folder(name)
-  if is_run(folder):
-    return load_run(folder)
-  return *pretrained.load(folder), pretrained.load_tokenizer(folder)
-
-
 def load_params(name: str, abstract: Any) -> Any:
-  """The parameters of `load_source`, where and as long as `abstract` has them."""
-  _, params, _ = load_source(name)
+  """The parameters of `load`, laid out over devices as `abstract` says.
+
+  Where the source has a longer context than `abstract`, its later positions are left
+  out.
+  """
+  _, params, _ = load(name)
 
   def fit(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-    # the one thing that may be longer is the table of positions
     cut = np.asarray(leaf[: like.shape[0]])
     return put_parts(cut, like.sharding)
 

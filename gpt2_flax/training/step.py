@@ -1,6 +1,7 @@
 """One training step and one evaluation step: pure functions of state and batch."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
-from gpt2_flax.training.loss import Batch, summed_loss
+from gpt2_flax.training.loss import Batch, Loss, summed_loss
 from gpt2_flax.training.mesh import place, require_fit
 from gpt2_flax.transformer import GPT2
 
@@ -39,10 +40,10 @@ class TrainState(struct.PyTreeNode):
 
 
 def _init(
-  model: GPT2, optimizer: optax.GradientTransformation, seed: int
+  model: GPT2, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
   """A fresh state whose params still carry their logical axis names."""
-  params_key, dropout_key = jax.random.split(jax.random.key(seed))
+  params_key, dropout_key = jax.random.split(key)
   params = model.init(params_key, jnp.zeros((1, 1), jnp.int32))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -68,34 +69,51 @@ def abstract_state(
     InputError: the mesh cannot share the model equally.
   """
   require_fit(model.config, mesh)
-  return place(jax.eval_shape(lambda: _init(model, optimizer, seed=0)), mesh)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return place(jax.eval_shape(lambda key: _init(model, optimizer, key), key), mesh)
 
 
 def init_state(
   model: GPT2,
   optimizer: optax.GradientTransformation,
-  seed: int,
+  key: jax.Array,
   abstract: TrainState,
 ) -> TrainState:
-  """A fresh state, made in place on the devices that `abstract` says."""
-  make = jax.jit(
-    lambda: nn.meta.unbox(_init(model, optimizer, seed)),
-    out_shardings=shardings(abstract),
+  """A fresh state, made in place on the devices that `abstract` says.
+
+  It is compiled once for all keys.
+  """
+  leaves, structure = jax.tree.flatten(shardings(abstract))
+  program: Any = _init_program  # a module is hashable, whatever its type says
+  return program(model, optimizer, tuple(leaves), structure)(key)
+
+
+@functools.lru_cache(maxsize=8)
+def _init_program(
+  model: GPT2,
+  optimizer: optax.GradientTransformation,
+  leaves: tuple[NamedSharding, ...],
+  structure: Any,
+) -> Callable[[jax.Array], TrainState]:
+  return jax.jit(
+    lambda key: nn.meta.unbox(_init(model, optimizer, key)),
+    out_shardings=jax.tree.unflatten(structure, leaves),
   )
-  return make()
 
 
 def make_train_step(
   model: GPT2,
   optimizer: optax.GradientTransformation,
-  schedule: optax.Schedule,
+  schedule: optax.Schedule | None,
   abstract: TrainState,
   accumulation_steps: int = 1,
   max_loss_jump: float = 0.0,
+  loss: Loss = summed_loss,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """(state, batch) -> (state, metrics), jitted; the old state's memory is reused.
 
-  The loss is the mean over all targets of the batch that count. With accumulation,
+  The loss is the mean over all targets of the batch that count; `loss` says how large
+  their sum is, and how many they are. With accumulation,
   gradients of the sum are added up and divided once, so that pieces with fewer
   targets do not weigh more.
 
@@ -110,13 +128,14 @@ def make_train_step(
   # Only copies of the model, and no randomness that would depend on their number:
   # then each device computes by itself.
   by_itself = mesh.shape["data"] == mesh.size and not model.config.dropout_rate
-  num_devices = 1 if by_itself else mesh.size  # that share what one program computes
+  if loss is summed_loss:  # which can be told how many devices share one program
+    num_devices = 1 if by_itself else mesh.size
+    loss = functools.partial(summed_loss, num_devices=num_devices)
 
   def gradients(params: Any, batch: Batch, rng: jax.Array):
-    def loss(params: Any):
-      return summed_loss(model, params, batch, {"dropout": rng}, num_devices)
-
-    (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    (total, count), grads = jax.value_and_grad(
+      lambda params: loss(model, params, batch, {"dropout": rng}), has_aux=True
+    )(params)
     return total, count, grads
 
   def accumulated(params: Any, batch: Batch, rng: jax.Array):
@@ -165,28 +184,29 @@ def make_train_step(
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    loss, mean = total / count, state.loss_mean
+    loss_now, mean = total / count, state.loss_mean
     after = state.replace(
       loss_mean=jnp.where(
-        jnp.isinf(mean), loss, mean + (loss - mean) / LOSS_MEAN_STEPS
+        jnp.isinf(mean), loss_now, mean + (loss_now - mean) / LOSS_MEAN_STEPS
       ),
       params=optax.apply_updates(state.params, updates),
       opt_state=opt_state,
     )
-    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    good = jnp.isfinite(loss_now) & jnp.isfinite(grad_norm)
     if max_loss_jump:
-      good &= loss <= mean + max_loss_jump
+      good &= loss_now <= mean + max_loss_jump
     after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
     after = after.replace(step=state.step + 1, skipped=state.skipped + ~good)
     metrics = {
-      "train/loss": loss,
+      "train/loss": loss_now,
       "train/loss_mean": after.loss_mean,
       "train/targets": count,
       "train/grad_norm": grad_norm,
-      # the optimizer has its own count, of the steps that it took
-      "train/learning_rate": schedule(state.step - state.skipped),
       "train/skipped": after.skipped,
     }
+    if schedule is not None:  # an optimizer of the caller's may have none
+      # the optimizer has its own count, of the steps that it took
+      metrics["train/learning_rate"] = schedule(state.step - state.skipped)
     return after, metrics
 
   return jax.jit(
@@ -195,7 +215,7 @@ def make_train_step(
 
 
 def make_eval_step(
-  model: GPT2,
+  model: GPT2, loss: Loss = summed_loss
 ) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
   """(params, batch) -> (summed loss, number of targets), jitted, without dropout."""
-  return jax.jit(lambda params, batch: summed_loss(model, params, batch))
+  return jax.jit(lambda params, batch: loss(model, params, batch, None))

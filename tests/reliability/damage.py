@@ -33,7 +33,9 @@ def any_damage(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally
   tally = Tally()
   abstract = abstract_state(MODEL, OPTIMIZER, one_device_mesh())
   states = {
-    step: init_state(MODEL, OPTIMIZER, step, abstract).replace(step=jnp.int32(step))
+    step: init_state(MODEL, OPTIMIZER, jax.random.key(step), abstract).replace(
+      step=jnp.int32(step)
+    )
     for step in (1, 2)
   }
   whole, run = folder / "whole", folder / "run"

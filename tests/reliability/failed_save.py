@@ -9,6 +9,8 @@ import resource
 import shutil
 from unittest import mock
 
+import jax
+
 from gpt2_flax.errors import RunError
 from gpt2_flax.training import checkpoints
 from gpt2_flax.training.checkpoints import Checkpoints
@@ -86,7 +88,7 @@ def _assert_raised(
 @functools.cache
 def _state() -> TrainState:
   abstract = abstract_state(MODEL, OPTIMIZER, one_device_mesh())
-  return init_state(MODEL, OPTIMIZER, 0, abstract)
+  return init_state(MODEL, OPTIMIZER, jax.random.key(0), abstract)
 
 
 def _save(saver: Checkpoints, step: int) -> None:

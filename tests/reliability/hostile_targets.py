@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import shutil
 import struct
+import tempfile
 import zipfile
 
 import jax
@@ -31,10 +32,11 @@ from gpt2_flax.tokenizer import (
   tokenizer_json,
   WordTokenizer,
 )
-from gpt2_flax.training import checkpoints
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import CheckpointConfig, from_dict
 from gpt2_flax.training.experiment import parse
+from gpt2_flax.training.kept import read_params
+from gpt2_flax.training.manifest import MANIFEST, manifest
 from gpt2_flax.training.step import TrainState
 from tests.reliability import mutations
 
@@ -292,13 +294,13 @@ class CheckpointFile(Target):
       saver.save(self.state, {"next_index": 1}, {})
     self.files = sorted(path for path in folder.rglob("*") if path.is_file())
     self.whole = {path: path.read_bytes() for path in self.files}
-    self.manifest = (folder / "1" / checkpoints.MANIFEST).read_bytes()
+    self.manifest = (folder / "1" / MANIFEST).read_bytes()
     self.path, self.corpus = self.files[0], [b""]
 
   def mutate(self, content, random):
     self.path.write_bytes(self.whole[self.path])
     self.path = random.choice(self.files)
-    (self.folder / "1" / checkpoints.MANIFEST).write_bytes(self.manifest)
+    (self.folder / "1" / MANIFEST).write_bytes(self.manifest)
     content, self.sealed = self.whole[self.path], random.random() < 0.7
     if random.random() < 0.5:
       with contextlib.suppress(ValueError, RecursionError):
@@ -307,17 +309,22 @@ class CheckpointFile(Target):
 
   def write(self, content):
     super().write(content)
-    if self.sealed and self.path.name != checkpoints.MANIFEST:
-      manifest = checkpoints._manifest(self.folder / "1")
-      (self.folder / "1" / checkpoints.MANIFEST).write_bytes(manifest)
+    if self.sealed and self.path.name != MANIFEST:
+      made_to_fit = manifest(self.folder / "1")
+      (self.folder / "1" / MANIFEST).write_bytes(made_to_fit)
 
   def use(self):
-    with Checkpoints(self.folder, self.config, read_only=True) as reader:
-      state, position = reader.restore(self.abstract)
+    params = read_params(self.folder, self.abstract.params)
+    with tempfile.TemporaryDirectory() as folder:  # where what is damaged is set aside
+      run = pathlib.Path(folder) / "run"
+      shutil.copytree(self.folder, run)
+      with Checkpoints(run, self.config) as reader:
+        state, position = reader.restore(self.abstract)
     if not self.sealed:
       assert position == {"next_index": 1}, f"restored silently wrong: {position}"
-      same = jax.tree.map(np.array_equal, state.params, self.state.params)
-      assert all(jax.tree.leaves(same)), "restored silently wrong"
+      for found in (params, state.params):
+        same = jax.tree.map(np.array_equal, found, self.state.params)
+        assert all(jax.tree.leaves(same)), "restored silently wrong"
 
 
 def targets(folder: pathlib.Path) -> dict[str, tuple[float, object]]:

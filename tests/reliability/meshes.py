@@ -92,7 +92,7 @@ def main(folder: pathlib.Path, shapes: list[Shape], trained: list[Shape]) -> Tal
   trainers = {shape: _Trainer(shape) for shape in shapes}
   for shape in trained:
     saver, position = trainers[shape], {"next_index": SAVED_AT}
-    state = init_state(saver.model, saver.optimizer, 0, saver.abstract)
+    state = init_state(saver.model, saver.optimizer, jax.random.key(0), saver.abstract)
     state, _ = saver.train(state, SAVED_AT)
     keep = CheckpointConfig(every_steps=1, keep=2)
     with Checkpoints(folder / "-".join(map(str, shape)), keep) as checkpoints:

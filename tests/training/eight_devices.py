@@ -139,7 +139,7 @@ def first_params(model: GPT2) -> Any:
   """The same for all meshes: drawn on one device."""
   rule = optax.sgd(1.0)
   abstract = abstract_state(model, rule, one_device_mesh())
-  return jax.device_get(init_state(model, rule, 0, abstract).params)
+  return jax.device_get(init_state(model, rule, jax.random.key(0), abstract).params)
 
 
 def sizes(program: str) -> set[int]:

@@ -7,15 +7,17 @@ import tempfile
 from unittest import mock
 
 from absl import logging
+from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from gpt2_flax.errors import RunError
-from gpt2_flax.training import checkpoints
+from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import CheckpointConfig
+from gpt2_flax.training.kept import read_params, saved_steps
+from gpt2_flax.training.manifest import MANIFEST
 from gpt2_flax.training.step import TrainState
 
 KEEP_ALL = CheckpointConfig(every_steps=1, keep=10)
@@ -84,11 +86,11 @@ class CheckpointsTest(chex.TestCase):
   def test_the_manifest_is_what_sha256sum_says(self):
     self.save(1)
     folder = self.folder / "1"
-    found = (folder / checkpoints.MANIFEST).read_text().splitlines()
+    found = (folder / MANIFEST).read_text().splitlines()
     expected = [
       f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}"
       for path in folder.rglob("*")
-      if path.is_file() and path.name != checkpoints.MANIFEST
+      if path.is_file() and path.name != MANIFEST
     ]
     self.assertCountEqual(found, expected)
     self.assertGreater(len(found), 8)
@@ -107,10 +109,48 @@ class CheckpointsTest(chex.TestCase):
     self.save(1, 2)
     (self.folder / "2" / "about" / "metadata").unlink()
     before = sorted(self.folder.rglob("*"))
-    with Checkpoints(self.folder, KEEP_ALL, read_only=True) as reader:
-      state, _ = reader.restore(abstract())
-    self.assertEqual(int(state.step), 1)
+    with mock.patch.object(logging, "warning") as warning:
+      params = read_params(self.folder, abstract().params)
+    chex.assert_trees_all_equal(params, state_at(1).params)
+    warning.assert_called_once()
+    with self.assertRaisesRegex(RunError, "2 is damaged .*about/metadata"):
+      read_params(self.folder, abstract().params, step=2)
     self.assertEqual(sorted(self.folder.rglob("*")), before)
+
+  def test_what_is_kept_for_good_stays_beside_the_latest(self):
+    config = CheckpointConfig(every_steps=1, keep=2, keep_steps="0, 1,7")
+    for last in (2, 5):  # the second goes on where the first was interrupted
+      with Checkpoints(self.folder, config) as saver:
+        for step in range(last):
+          if config.stays(step):
+            saver.keep(step, state_at(step).params, {"model": {"x": 1}})
+          if step:
+            saver.save(state_at(step), {"next_index": step}, {})
+        saver.wait()
+    self.assertEqual(list(saved_steps(self.folder)), [0, 1, 3, 4])
+    for step in (0, 1, 4):
+      params = read_params(self.folder, abstract().params, step)
+      chex.assert_trees_all_equal(params, state_at(step).params)
+    with self.assertRaisesRegex(InputError, "step is 2: .* has 0, 1, 3, 4"):
+      read_params(self.folder, abstract().params, step=2)
+    (file,) = (self.folder / "history" / "1" / "state").glob("_METADATA")
+    file.write_bytes(file.read_bytes() + b" ")
+    with self.assertRaisesRegex(RunError, "history/1 is damaged .*_METADATA"):
+      read_params(self.folder, abstract().params, step=1)
+
+  @parameterized.parameters(
+    ("", []),
+    ("log2", [0, 1, 2, 4, 8]),
+    ("3,5", [3, 5]),
+  )
+  def test_steps_that_stay(self, keep_steps, expected):
+    config = CheckpointConfig(every_steps=1, keep=2, keep_steps=keep_steps)
+    self.assertEqual([step for step in range(10) if config.stays(step)], expected)
+
+  @parameterized.parameters("log", "1,,2", "-1", "1;2", "all")
+  def test_steps_that_are_none(self, keep_steps):
+    with self.assertRaisesRegex(InputError, "checkpoint.keep_steps is .*: must be emp"):
+      CheckpointConfig(every_steps=1, keep=2, keep_steps=keep_steps)
 
   def test_all_damaged_is_an_error_and_nothing_is_deleted(self):
     self.save(1, 2)
@@ -127,6 +167,6 @@ class CheckpointsTest(chex.TestCase):
     self.save(1)
     unfinished = self.folder / "2.orbax-checkpoint-tmp"
     shutil.copytree(self.folder / "1", unfinished)
-    (unfinished / checkpoints.MANIFEST).unlink()
+    (unfinished / MANIFEST).unlink()
     (state, _), _ = self.restore()
     self.assertEqual(int(state.step), 1)

@@ -68,7 +68,7 @@ def setup(
   mesh = mesh or make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1), train)
   optimizer = optax.sgd(rate)
   abstract = abstract_state(model, optimizer, mesh)
-  state = init_state(model, optimizer, 0, abstract)
+  state = init_state(model, optimizer, jax.random.key(0), abstract)
   step = make_train_step(
     model, optimizer, lambda _: rate, abstract, accumulation_steps, max_loss_jump
   )
@@ -172,7 +172,7 @@ class StepTest(chex.TestCase):
     schedule = learning_rate_schedule(config, num_steps=10)
     optimizer = make_optimizer(config, schedule)
     abstract = abstract_state(MODEL, optimizer, one_device_mesh())
-    state = init_state(MODEL, optimizer, 0, abstract)
+    state = init_state(MODEL, optimizer, jax.random.key(0), abstract)
     step = make_train_step(MODEL, optimizer, schedule, abstract)
     masked = batch(0)
     masked["targets"][:] = -1
