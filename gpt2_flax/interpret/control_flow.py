@@ -135,7 +135,8 @@ def control_flow(config: GPT2Config) -> list[Step]:
     num_heads=_SIZES["H"],
     embed_dim=_SIZES["D"],
     mlp_dim=_SIZES["F"],
-    attention="explicit",  # one kernel would be one step
+    # one kernel would be one step
+    attention="explicit" if config.attention == "flash" else config.attention,
     dtype="float32",  # casts are no steps
   )
   model = GPT2(small)
@@ -230,7 +231,9 @@ def _step(group: _Group, parameters: set, config: GPT2Config) -> Step:
   label, note = WORDS.get(name, (name, ""))
   vmapped = any(module.axis for module in modules)
   shape = group.equations[-1].outvars[0].aval.shape if group.equations else None
-  letters = "BT" if shape is None else "".join(_LETTERS[size] for size in shape)
+  letters = (
+    "BT" if shape is None else "".join(_LETTERS.get(size, "·") for size in shape)
+  )
   return Step(
     tuple(modules),
     label.format(**vars(config)),

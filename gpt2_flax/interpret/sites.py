@@ -221,10 +221,18 @@ def _intercepted(
 ) -> tuple[Any, dict[str, Found], Collection[str]]:
   """What the model returns, the taps' values, and the sites that it came by."""
   calls: dict[tuple[str, ...], int] = {}  # the module's path: which call it was
+  under_way: set[tuple[Any, str]] = set()
 
   def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    module, out = context.module, call(*args, **kwargs)
+    module, step = context.module, (context.module.path, context.method_name)
     sites = _SITES_OF.get((_part_of(module), context.method_name), ())
+    if not sites or step in under_way:  # a subclass's method calls its base class's
+      return call(*args, **kwargs)
+    under_way.add(step)
+    try:
+      out = call(*args, **kwargs)
+    finally:
+      under_way.remove(step)
     values = list(out) if isinstance(out, tuple) else [out]  # a cache may follow
     for site in sites:
       i = SITES[site].result

@@ -7,6 +7,8 @@ from absl.testing import parameterized
 import chex
 import numpy as np
 
+from examples.brackets import BracketsConfig
+from examples.regression import RegressionConfig
 from gpt2_flax import datasets
 from gpt2_flax.datasets.dataset import floor, ToyLanguage
 from gpt2_flax.datasets.grammar import GrammarConfig
@@ -17,12 +19,16 @@ from gpt2_flax.tokenizer import WordTokenizer
 from tests.close import assert_close
 
 DEFAULTS = (
+  ("brackets", BracketsConfig),
+  ("regression", RegressionConfig),
   ("grammar", GrammarConfig),
   ("markov", MarkovConfig),
   ("induction", InductionConfig),
 )
 # Few enough symbols that short prefixes come often.
 SMALL = (
+  ("brackets", BracketsConfig(num_kinds=2, max_depth=2, open_probability=0.7)),
+  ("regression", RegressionConfig(max_x=1, max_slope=1, max_intercept=1, noise=0.2)),
   ("grammar", GrammarConfig()),
   ("markov_of_order_1", MarkovConfig(num_symbols=5, order=1)),
   ("markov_of_order_2", MarkovConfig(num_symbols=5, order=2)),
