@@ -40,10 +40,12 @@ from gpt2_flax.hub.folder import (
   WEIGHTS,
   write_tokenizer,
 )
+from gpt2_flax.layers.layer_norm import layer_norm
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.positional_encoding import PositionalEncoding
+from gpt2_flax.self_attention import FlashSelfAttention, HEADS, SelfAttention
 from gpt2_flax.tokenizer import read_tokenizer, Tokenizer
-from gpt2_flax.transformer import GPT2
+from gpt2_flax.transformer import FeedForward, GPT2
 
 # Their tensor: (our parameter, its axes as stored). Their kernels are [in, out], like
 # ours; `*` is query, key and value, which they keep side by side in one tensor.
@@ -70,6 +72,7 @@ BLOCK_TENSORS = {
 OUTPUT_TENSOR = {"lm_head.weight": ("output_embedding/embedding", "V D")}
 PREFIX = "transformer."  # of all but lm_head.weight; some files leave it out
 MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # constants that old files hold
+OWN_HEADS = (SelfAttention, FlashSelfAttention)  # which the format means
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -132,7 +135,7 @@ def save(
       not this model's, or GPT-2's format has no word for the model.
     RunError: the disk is full.
   """
-  _check_expressible(model.config)
+  _check_expressible(model)
   folder = pathlib.Path(folder).resolve()
   if os.path.exists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
     raise InputError(f"{folder} is not empty: choose a new folder")
@@ -249,8 +252,19 @@ def _check_params(params: Any, model: GPT2) -> None:
       )
 
 
-def _check_expressible(config: GPT2Config) -> None:
+def _check_expressible(model: GPT2) -> None:
   """Raises an InputError for what GPT-2's format cannot say."""
+  config = model.config
+  for name, part, known in (
+    ("model.attention", model.head or HEADS[config.attention], OWN_HEADS),
+    ("mlp", model.mlp, (FeedForward,)),
+    ("norm", model.norm, (layer_norm,)),
+  ):
+    if part not in known:
+      raise InputError(
+        f"{name} is {part.__name__}: must be {' or '.join(p.__name__ for p in known)}"
+        " to be saved in GPT-2's format"
+      )
   if config.positional_encoding in ("rotary", "alibi"):
     raise InputError(
       f"model.positional_encoding is {config.positional_encoding!r}: must be learned,"

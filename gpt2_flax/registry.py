@@ -95,12 +95,16 @@ def _source(part: Any) -> tuple[str, str]:
 
 def _file(part: Any) -> str | None:
   """The absolute path of the source of a class or a function; None if it has none."""
-  functions = [part, *vars(part).values()] if isinstance(part, type) else [part]
-  for function in functions:  # a class knows its module only, its methods their file
+  functions = [part]
+  if isinstance(part, type):  # a class knows its module only, its methods their file
+    functions = [f for f in vars(part).values() if getattr(f, "__qualname__", "")]
+    functions = [f for f in functions if f.__qualname__.startswith(part.__qualname__)]
+  for function in functions:
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code and os.path.isfile(code.co_filename):
       return os.path.abspath(code.co_filename)
-  return None
+  file = getattr(sys.modules.get(part.__module__), "__file__", None)
+  return file and os.path.abspath(file)
 
 
 def _found_by_name(module: str, file: str) -> bool:

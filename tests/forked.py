@@ -59,6 +59,7 @@ class Process:
     env: dict[str, str],
     stdout: int | None = None,
     stderr: int | None = None,
+    cwd: str | os.PathLike = ROOT,
   ):
     self.args, self.returncode = args, None
     ends = [os.pipe() for _ in range(4)]
@@ -68,7 +69,7 @@ class Process:
     given = [theirs_in, theirs_out, theirs_err, status]
     for number, descriptor in ((1, stdout), (2, stderr)):
       given[number] = given[number] if descriptor is None else descriptor
-    request = json.dumps({"args": args, "env": env, "cwd": str(ROOT)}).encode()
+    request = json.dumps({"args": args, "env": env, "cwd": str(cwd)}).encode()
     with _one_at_a_time:
       nursery = _nursery()
       socket.send_fds(nursery, [len(request).to_bytes(4, "little")], given)
@@ -150,15 +151,20 @@ class Process:
 
 
 def start(
-  *args: str, stdout: int | None = None, stderr: int | None = None, **environment: str
+  *args: str,
+  stdout: int | None = None,
+  stderr: int | None = None,
+  cwd: str | os.PathLike = ROOT,
+  **environment: str,
 ) -> Process:
-  """Begins `python ARGS`: a script, or -c CODE, or -m MODULE; in the repository.
+  """Begins `python ARGS`: a script, or -c CODE, or -m MODULE.
 
   Args:
     stdout, stderr: file descriptors for these streams, instead of pipes.
+    cwd: the folder it works in.
     environment: beside that of this process.
   """
-  return Process(list(args), dict(os.environ) | environment, stdout, stderr)
+  return Process(list(args), dict(os.environ) | environment, stdout, stderr, cwd)
 
 
 def on_devices(number: int) -> dict[str, str]:
