@@ -1,0 +1,203 @@
+"""A loss, an optimizer, measures and a writer of one's own."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import toy
+from gpt2_flax import GPT2, GPT2Config, load, steps
+from gpt2_flax.errors import InputError
+from gpt2_flax.training import loop
+from gpt2_flax.training.config import OptimizerConfig
+from gpt2_flax.training.experiment import parse
+from gpt2_flax.training.loss import summed_loss
+from gpt2_flax.training.mesh import one_device_mesh
+from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
+from gpt2_flax.training.step import abstract_state, init_state
+from tests.close import assert_close
+
+
+def with_penalty(model, params, batch, rngs):
+  """Cross-entropy, and a hundredth of a square of each weight of the final norm."""
+  total, count = summed_loss(model, params, batch, rngs)
+  scale = params["params"]["final_norm"]["scale"]
+  return total + 0.01 * count * jnp.sum(scale**2), count
+
+
+def another_loss(model, params, batch, rngs):
+  total, count = summed_loss(model, params, batch, rngs)
+  return 2 * total, count
+
+
+class Recorder:
+  """A writer that keeps what it is given."""
+
+  def __init__(self):
+    self.records = []
+
+  def __call__(self, step, values):
+    self.records.append({"step": step, **values})
+
+
+def on_eval(step, model, params):
+  logits = model.apply(params, jnp.zeros((1, 2), jnp.int32))
+  return {"mine/first_logit": logits[0, 0, 0], "mine/step": step}
+
+
+class OwnTrainingTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def train(self, name, num_steps=6, **own):
+    config = toy.get_config()
+    config.model.update(num_layers=1, num_heads=2, embed_dim=8, context_length=8)
+    config.train.update(num_steps=num_steps, batch_size=8, log_every_steps=1)
+    config.eval.update(num_windows=8, sample_tokens=0, every_steps=3)
+    config.checkpoint.update(every_steps=2, keep_steps="0,1,5")
+    config.optimizer.warmup_steps = 2
+    experiment, self.dataset = parse(config)
+    return loop.train(experiment, self.dataset, str(self.folder / name), **own)
+
+  def records(self, name):
+    lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  def test_all_of_them_land_where_they_should_and_go_on_bit_for_bit(self):
+    def own():
+      return dict(
+        loss=with_penalty,
+        optimizer=optax.chain(optax.clip(1.0), optax.sgd(0.1, momentum=0.9)),
+        on_eval=on_eval,
+        write=Recorder(),
+      )
+
+    whole = own()
+    self.train("whole", **whole)
+    self.train("parts", num_steps=3, **own())
+    self.train("parts", num_steps=6, **own())
+    (_, params, _), (_, again, _) = (load(self.folder / n) for n in ("whole", "parts"))
+    chex.assert_trees_all_equal(params, again)
+    for step in (0, 1, 5):
+      (_, params, _), (_, again, _) = (
+        load(self.folder / n, step) for n in ("whole", "parts")
+      )
+      chex.assert_trees_all_equal(params, again)
+    self.assertEqual(steps(self.folder / "whole"), [0, 1, 4, 5, 6])
+
+    records = self.records("whole")
+    self.assertEqual(whole["write"].records, records)
+    measured = [r for r in records if "mine/step" in r]
+    self.assertEqual([r["mine/step"] for r in measured], [3, 6])
+    model, params, _ = load(self.folder / "whole")
+    found = on_eval(6, model, params)["mine/first_logit"]
+    assert_close(measured[-1]["mine/first_logit"], found)
+    self.assertNotIn("train/learning_rate", records[0])
+    # the objective is the loss, and the penalty
+    norm = params["params"]["final_norm"]["scale"]
+    penalty = 0.01 * float(jnp.sum(norm**2))
+    last = measured[-1]
+    assert_close(
+      np.float32(last["val/objective"]), np.float32(last["val/loss"] + penalty)
+    )
+    self.assertAlmostEqual(last["val/gap"], last["val/loss"] - last["val/floor"])
+
+  def test_the_folder_says_what_it_was_trained_on(self):
+    self.train("run", num_steps=2, loss=with_penalty)
+    own = json.loads((self.folder / "run" / "config.json").read_text())["own"]
+    self.assertRegex(own["loss"], r"test_own_training(\.py)?:with_penalty$")
+    for other, named in ((another_loss, "'another_loss'"), (summed_loss, "None")):
+      with self.assertRaisesRegex(
+        InputError, f"config.own.loss was 'with_penalty', is now {named}"
+      ):
+        self.train("run", num_steps=4, loss=other)
+    with self.assertRaisesRegex(InputError, "own.optimizer was None, is now 'opt"):
+      self.train("run", num_steps=4, loss=with_penalty, optimizer=optax.sgd(0.1))
+
+  def test_the_loss_is_what_is_descended(self):
+    plain = self.train("plain", num_steps=2)
+    doubled = self.train("doubled", num_steps=2, loss=another_loss)
+    assert_close(doubled.metrics["train/loss"], 2 * plain.metrics["train/loss"], 1024)
+    assert_close(doubled.metrics["val/objective"], 2 * doubled.metrics["val/loss"])
+
+  @parameterized.parameters(
+    ({"val/loss": 1.0}, "measure 'val/loss': must be a text that does not begin with"),
+    ({3: 1.0}, "measure 3: must be a text"),
+    ({"mine": [1.0, 2.0]}, "mine: .*must be one number"),
+    ({"mine": "good"}, "mine: 'good': must be one number"),
+    (None, "on_eval returned NoneType: must be a dict"),
+  )
+  def test_measures_that_are_none(self, measures, message):
+    with self.assertRaisesRegex(InputError, message):
+      self.train("run", num_steps=1, on_eval=lambda *_: measures)
+
+
+SMALL = GPT2Config(
+  vocab_size=7, context_length=4, num_layers=1, num_heads=2, embed_dim=8
+)
+
+
+class TransformationsTest(chex.TestCase):
+  @parameterized.parameters("adamw", "lion", "muon")
+  def test_rates_decay_and_betas_may_be_traced(self, name):
+    config = OptimizerConfig(name, 0.1, 1, 0.5, 0.9, 0.99, 1.0)
+    model = GPT2(SMALL)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    keys = jax.random.split(jax.random.key(1), 3)
+    gradients = [
+      jax.tree.map(lambda x, key=key: jax.random.normal(key, x.shape), params)
+      for key in keys
+    ]
+
+    def run(learning_rate, weight_decay, beta1, beta2):
+      changed = dataclasses.replace(
+        config,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        beta1=beta1,
+        beta2=beta2,
+      )
+      rule = make_optimizer(changed, learning_rate_schedule(changed, 10))
+      now, state = params, rule.init(params)
+      for gradient in gradients:
+        updates, state = rule.update(gradient, state, now)
+        now = optax.apply_updates(now, updates)
+      return now
+
+    values = jnp.array([[0.1, 0.3], [0.5, 0.0], [0.9, 0.5], [0.99, 0.7]])
+    together = jax.jit(jax.vmap(run))(*values)
+    for i in range(2):
+      numbers = [float(value) for value in values[:, i]]
+      alone = jax.jit(lambda numbers=numbers: run(*numbers))()
+      ith = jax.tree.map(lambda x, i=i: x[i], together)
+      assert_close(ith, alone, 4096, dtype=np.float32)
+    moved = jax.tree.map(lambda x: float(abs(x[0] - x[1]).max()), together)
+    self.assertGreater(min(jax.tree.leaves(moved)), 1e-3)
+
+  def test_one_program_makes_the_states_of_all_keys(self):
+    model, optimizer = GPT2(SMALL), optax.adam(0.1)
+    abstract = abstract_state(model, optimizer, one_device_mesh())
+    jax.block_until_ready(init_state(model, optimizer, jax.random.key(0), abstract))
+    with jax.log_compiles(), self.assertNoLogs("jax", level="WARNING"):
+      states = [
+        init_state(model, optimizer, jax.random.key(seed), abstract)
+        for seed in (0, 1, 2)
+      ]
+    kernels = [
+      state.params["params"]["token_embedding"]["embedding"] for state in states
+    ]
+    self.assertFalse((kernels[1] == kernels[2]).any())
+    made = jax.jit(model.init)(
+      jax.random.split(jax.random.key(1))[0], jnp.zeros((1, 1), jnp.int32)
+    )
+    chex.assert_trees_all_equal(states[1].params, nn.unbox(made))
