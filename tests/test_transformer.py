@@ -13,9 +13,11 @@ import numpy as np
 import optax
 
 import gpt2_flax
+from gpt2_flax import pretrained
 from gpt2_flax.errors import InputError
-from gpt2_flax.generation import empty_cache
+from gpt2_flax.generation import empty_cache, generate
 from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.multihead_attention import MultiHeadAttention
 from gpt2_flax.self_attention import SelfAttention
 from gpt2_flax.transformer import GPT2, num_params
 from tests.close import assert_close, walk
@@ -378,3 +380,49 @@ class GPT2ConfigTest(chex.TestCase):
     model = tiny()
     with self.assertRaisesRegex(InputError, "9 tokens.*context_length.* 8"):
       model.apply(random_params(model), tokens((1, 9)))
+
+
+class OwnPartsTest(chex.TestCase):
+  def test_a_feed_forward_and_a_norm_of_ones_own(self):
+    class Doubled(nn.Module):
+      config: GPT2Config
+
+      def __call__(self, x_BTD):
+        return 2 * x_BTD
+
+    def no_norm(epsilon, dtype):
+      del epsilon, dtype
+      return lambda x_BTD: x_BTD
+
+    config = dataclasses.replace(TINY, num_layers=1, positional_encoding="none")
+    model = GPT2(config, mlp=Doubled, norm=no_norm)
+    params = random_params(model)
+    names = {"token_embedding", "blocks_0"}
+    self.assertEqual(set(params["params"]), names)
+    self.assertEqual(set(params["params"]["blocks_0"]), {"attention"})
+    embedding_VD = params["params"]["token_embedding"]["embedding"]
+    x_BTD = embedding_VD[tokens()]
+    attention = MultiHeadAttention(config.num_heads, config.head_dim)
+    weights = {"params": params["params"]["blocks_0"]["attention"]}
+    x_BTD += attention.apply(weights, x_BTD)
+    expected = jnp.einsum("BTD,VD->BTV", 3 * x_BTD, embedding_VD)
+    assert_close(model.apply(params, tokens()), expected)
+
+  @parameterized.parameters("learned", "rotary", "alibi")
+  def test_without_causality_every_token_sees_all(self, positional_encoding):
+    model = tiny(positional_encoding=positional_encoding, causal=False)
+    params = random_params(model)
+    last = tokens().copy()
+    last[:, -1] = (last[:, -1] + 1) % TINY.vocab_size
+    for causal, moved in ((False, True), (True, False)):
+      model = tiny(positional_encoding=positional_encoding, causal=causal)
+      first = [model.apply(params, text)[:, 0] for text in (tokens(), last)]
+      self.assertEqual(bool((first[0] != first[1]).any()), moved)
+
+  def test_without_causality_nothing_is_written(self):
+    model = tiny(causal=False)
+    params = random_params(model)
+    with self.assertRaisesRegex(InputError, "causal is False: must be True to gen"):
+      generate(model, params, [[1]], num_tokens=1, key=random_key(0))
+    with self.assertRaisesRegex(InputError, "causal is False: must be True to be"):
+      pretrained.save("nowhere", tiny(positional_encoding="learned", causal=False), {})
