@@ -1,7 +1,8 @@
 """Breaks the code in one place at a time, and looks whether a test notices.
 
     python -m tests.mutants               all mutants; exit code 1 where one survives
-    python -m tests.mutants training/step  those of the files with this in their name
+    python -m tests.mutants training/step  those of the files with this in their name,
+                                           or of the TOML files with it in theirs
 
 The mutants are the entries of the TOML files in this folder. Each names a file of the
 project, a text in it (`before`, which is there once), what takes its place (`after`),
@@ -43,12 +44,14 @@ class Mutant:
 
 
 def read_mutants(part_of_name: str = "") -> list[Mutant]:
-  """Those of the files with this in their name."""
+  """Those of the files with this in their name, or of the TOML files with it."""
   found = []
   for path in sorted(pathlib.Path(__file__).parent.glob("*.toml")):
     for entry in tomllib.loads(path.read_text("utf-8"))["mutant"]:
-      found.append(Mutant(**{**entry, "tests": tuple(entry.get("tests", ()))}))
-  return [mutant for mutant in found if part_of_name in mutant.file]
+      mutant = Mutant(**{**entry, "tests": tuple(entry.get("tests", ()))})
+      if part_of_name in mutant.file or part_of_name in path.name:
+        found.append(mutant)
+  return found
 
 
 def try_mutant(mutant: Mutant, copy: pathlib.Path, environment: dict[str, str]) -> str:
