@@ -13,6 +13,7 @@ import tomllib
 from absl.testing import parameterized
 import chex
 
+import gpt2_flax
 from gpt2_flax.doors import DOORS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -73,7 +74,7 @@ class ImportsTest(chex.TestCase):
     self.assertEqual(set(row_of), parts)
     for module, imported in IMPORTS.items():
       if module == "gpt2_flax":  # imports its parts when they are asked for
-        self.assertEqual(imported, {"importlib", "typing"})
+        self.assertEqual(imported, {"importlib", "pkgutil", "typing"})
         continue
       part = module.split(".")[1]
       theirs = {name.split(".")[1] for name in imported & MODULES.keys() if "." in name}
@@ -114,6 +115,32 @@ def call(*args: str) -> subprocess.CompletedProcess:
   )
 
 
+class PackageTest(chex.TestCase):
+  def run_alone(self, code: str) -> None:
+    """In a process that has imported nothing else."""
+    done = call("-c", code)
+    self.assertEqual(done.returncode, 0, done.stderr)
+
+  def test_the_import_alone_is_quick(self):
+    self.run_alone("import sys, gpt2_flax; sys.exit('jax' in sys.modules)")
+
+  def test_submodules_and_parts_are_imported_when_asked_for(self):
+    submodules = "datasets generation hub interpret pretrained tokenizer training"
+    self.run_alone(
+      "import gpt2_flax, types\n"
+      f"for name in {submodules.split()}:\n"
+      "  assert name in dir(gpt2_flax), name\n"
+      "  assert isinstance(getattr(gpt2_flax, name), types.ModuleType), name\n"
+      "for name in gpt2_flax.__all__:\n"
+      "  assert name in dir(gpt2_flax), name\n"
+      "  assert callable(getattr(gpt2_flax, name)), name\n"
+    )
+
+  def test_a_name_that_is_not_there(self):
+    with self.assertRaisesRegex(AttributeError, "has no attribute 'attention'"):
+      gpt2_flax.attention  # noqa: B018
+
+
 class CommandTest(chex.TestCase):
   def test_lists_the_doors_at_once(self):
     listed = call("-X", "importtime", "-m", "gpt2_flax", "--help")
@@ -123,7 +150,7 @@ class CommandTest(chex.TestCase):
         ast.parse((PACKAGE / "doors" / f"{name}.py").read_text())
       )
       self.assertIn(first.splitlines()[0], listed.stdout)
-    self.assertIn(" gpt2_flax.doors\n", listed.stderr)
+    self.assertIn(" gpt2_flax.doors.command_line\n", listed.stderr)
     self.assertNotIn(" jax\n", listed.stderr)
 
   def test_is_the_door(self):
