@@ -1,48 +1,132 @@
-"""What the README shows runs as it stands."""
+"""What the README and the pages in docs/ show runs as it stands, in order."""
 
 import contextlib
+import dataclasses
 import io
+import os
 import pathlib
 import re
+import tempfile
+from typing import Any
+from unittest import mock
 
+from absl.testing import parameterized
 import chex
+import jax
+import jax.numpy as jnp
 
+from gpt2_flax import datasets, GPT2, GPT2Config, pretrained
+from gpt2_flax.tokenizer import BPETokenizer
 from tests.close import assert_close
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = {path.name: path for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
+MOST_WORDS = 900  # of the README, code and tables included
 
 
-class ReadmeTest(chex.TestCase):
-  def test_python_examples_run(self):
-    examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    self.assertGreaterEqual(len(examples), 3)
-    namespace = {}
+def write_small(folder: str, tokenizer: Any) -> None:
+  """A small model with random weights, in Hugging Face's layout."""
+  config = GPT2Config(
+    vocab_size=tokenizer.vocab_size,
+    num_layers=2,
+    num_heads=4,
+    embed_dim=16,
+    context_length=48,
+  )
+  model = GPT2(config)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  pretrained.save(folder, model, params, tokenizer)
+
+
+class ExamplesTest(chex.TestCase):
+  """Each page is read from top to bottom, in a folder of its own.
+
+  There, small models stand in for the run that the toy gives and for the published
+  weights, and `GPT2Config.published` gives a small config.
+  """
+
+  def setUp(self):
+    super().setUp()
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.enterContext(contextlib.chdir(folder))
+    write_small("runs/toy", datasets.CONFIGS["grammar"]().make(8).tokenizer)
+    english = BPETokenizer.train(["To be, or not to be"], 260)
+    for name in ("gpt2", "gpt2-medium"):
+      write_small(f"openai-community/{name}", english)
+    small = GPT2Config(num_layers=1, num_heads=2, embed_dim=8, context_length=8)
+
+    def published(size: str, **changes: Any) -> GPT2Config:
+      del size
+      return dataclasses.replace(small, **changes)
+
+    self.enterContext(mock.patch.object(GPT2Config, "published", published))
+
+  def read(self, page: str) -> tuple[dict[str, Any], str]:
+    """Runs a page's Python; what it has made, and what it has printed."""
+    namespace: dict[str, Any] = {"__name__": "a_page"}
     printed = io.StringIO()
+    text = PAGES[page].read_text("utf-8")
     with contextlib.redirect_stdout(printed):
-      for example in examples:
-        # the published size takes seconds and half a gigabyte to initialise
-        example = example.replace('GPT2Config.published("small")', "SMALL")
-        namespace["SMALL"] = _small()
-        exec(example, namespace)
-    self.assertEqual(namespace["waves"].shape, (10, 64))
-    self.assertEqual(namespace["read"].shape, (2, 10, 64))
-    self.assertEqual(namespace["logits"].shape, (1, 3, 50257))
-    self.assertIn("(1, 2, 1, 3, 3)", printed.getvalue())
+      for block in re.finditer(
+        r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+      ):
+        line = text.count("\n", 0, block.start(1))
+        code = compile("\n" * line + block[1], page, "exec")
+        exec(code, namespace)
+    return namespace, printed.getvalue()
+
+  @parameterized.parameters(*(page for page in PAGES if page != "README.md"))
+  def test_page(self, page):
+    self.read(page)
+
+  def test_readme(self):
+    made, printed = self.read("README.md")
+    self.assertEqual(made["waves"].shape, (10, 64))
+    self.assertEqual(made["x_with_positions"].shape, (2, 10, 64))
+    self.assertEqual(made["read"].shape, (2, 10, 64))
+    self.assertEqual(printed, "(2, 4, 1, 7, 7)\n")
     with self.assertRaisesRegex(AssertionError, "is off by"):  # no mere rounding
-      assert_close(namespace["logits_without"], namespace["logits"])
-    self.assertEqual([len(row) for row in namespace["written"]], [5])
-    self.assertEqual(namespace["oracle"].shape, (49, 70))
+      assert_close(made["logits_without"], made["logits"])
+    self.assertEqual([len(row) for row in made["written"]], [5])
+
+  def test_configs(self):
+    made, printed = self.read("configs.md")
+    self.assertEqual(made["oracle"].shape, (49, 70))
+    self.assertGreater(len(printed.split()), 40)
+    self.assertEqual(made["get_config"]().model.num_layers, 4)
+
+  def test_pretrained(self):
+    made, _ = self.read("pretrained.md")
+    self.assertTrue(os.path.exists("my-gpt2/tokenizer.json"))
+    model, params = pretrained.load("my-gpt2")
+    tokens = jnp.arange(5)[None]
+    assert_close(
+      model.apply(params, tokens), made["model"].apply(made["params"], tokens)
+    )
+
+  def test_runs(self):
+    _, printed = self.read("runs.md")
+    self.assertStartsWith(printed, "the cats that the dog sees ")
+
+
+class PagesTest(chex.TestCase):
+  def test_the_readme_is_short(self):
+    self.assertLessEqual(len(README.read_text("utf-8").split()), MOST_WORDS)
 
   def test_every_config_is_in_the_table(self):
-    for config in (README.parent / "configs").glob("*.py"):
-      self.assertIn(f"(configs/{config.name})", README.read_text())
+    for config in (ROOT / "configs").glob("*.py"):
+      self.assertIn(
+        f"(../configs/{config.name})", PAGES["configs.md"].read_text("utf-8")
+      )
 
-  def test_every_linked_file_exists(self):
-    for path in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
-      self.assertTrue((README.parent / path).exists(), path)
+  @parameterized.parameters(*PAGES)
+  def test_every_linked_file_exists(self, page):
+    for path in re.findall(r"\]\(([^)#:]+)\)", PAGES[page].read_text("utf-8")):
+      self.assertTrue((PAGES[page].parent / path).exists(), path)
 
-
-def _small():
-  from gpt2_flax import GPT2Config
-
-  return GPT2Config(num_layers=1, num_heads=2, embed_dim=8, context_length=8)
+  @parameterized.parameters(*PAGES)
+  def test_every_block_of_code_says_its_language(self, page):
+    """An indented block says none, so that nothing would run its Python."""
+    text = re.sub(r"^```.*?^```", "", PAGES[page].read_text("utf-8"), flags=re.S | re.M)
+    self.assertNotRegex(text, r"\n\n    ")
