@@ -1,4 +1,4 @@
-"""Two exceptions that mean "not our bug", each with one line to say."""
+"""Two exceptions that mean "not our bug", each printed as one line."""
 
 from collections.abc import Iterable
 import difflib
@@ -9,13 +9,13 @@ import re
 from gpt2_flax.terminal import one_line
 
 MOST_LISTED = 40  # names that one line of an error gives at most
-# What may be otherwise the next time, with the very same input
+# The same input may work the next time
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-MOST_COMPARED = 1_000_000  # characters, of a name times names, to find a near one
+MOST_COMPARED = 1_000_000  # letters times names; with more no near name is looked for
 
 
 class _OneLine:
-  """Messages hold what files say: they stay one line, and command no terminal."""
+  """Messages quote what files say, so they become one line without control codes."""
 
   def __str__(self) -> str:
     return one_line(super().__str__())
@@ -50,7 +50,7 @@ def cannot_write(where: object, error: OSError) -> InputError | RunError:
 
 
 def os_error(error: Exception) -> OSError | None:
-  """What the system said, where an error of Python, Rust or tensorstore tells it."""
+  """The system's error behind one of Python, Rust or tensorstore, or None."""
   if isinstance(error, OSError):
     return error
   number = re.search(r"\bos[ _]error(?: |_code=')(\d+)", str(error))

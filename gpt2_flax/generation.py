@@ -151,7 +151,7 @@ def prefill(
 
   Args:
     prompts_BT: int [B, T], each ending at the right, T at most num_slots.
-    padding_B: how many tokens at the left of each are not its own.
+    padding_B: how many tokens at the left of each are padding.
     num_slots: S, room for the prompts and what will follow.
   """
   batch_size, length = prompts_BT.shape
@@ -167,8 +167,8 @@ def prefill(
 def swap_heads(params: Any) -> Any:
   """The heads' kernels [H, D, K] <-> [D, H, K], which is one matrix of all heads.
 
-  XLA multiplies a token with all heads at once and arranges the kernels so at every
-  token, unless they are already.
+  XLA multiplies a token with all heads at once. For that it would rearrange the
+  kernels at every token; swapped before, they stay as they are.
   """
 
   def swap(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -197,7 +197,7 @@ def decode(
   Args:
     swapped_params: as `swap_heads` gives them.
     num_made: how many were made before; the randomness of a token depends on its
-      number alone, not on how the work was cut.
+      number alone, not on how many are made in one call.
     num_tokens: how many to make now, at most CHUNK; fewer are made when all rows end.
     stop_ids: tokens that end a row.
 
@@ -214,7 +214,7 @@ def decode(
     token_key = jax.random.fold_in(key, num_made + step)
     token_B = sample_token(token_key, state.logits_BV, sampling, state.seen_BV)
     out = out.at[:, step].set(jnp.where(state.done_B, -1, token_B))
-    # The barrier is in the loop, so that the swap back is not done ahead of it.
+    # The barrier keeps the compiler from moving the swap back out of the loop.
     params = swap_heads(jax.lax.optimization_barrier(swapped_params))
     logits_BV, cache = _next_logits(
       model, params, token_B[:, None], state.cache, state.slot, state.padding_B
@@ -259,7 +259,7 @@ def stream(
   stop_ids: Sequence[int] = (),
   overflow: str = "stop",
 ) -> Iterator[list[list[int]]]:
-  """As `generate`, a few tokens at a time: each item has a row's next ones."""
+  """As `generate`, a few tokens at a time: each item has the next ones of every row."""
   if not model.config.causal:
     raise InputError("model.causal is False: must be True to generate")
   context_length = model.config.context_length
@@ -293,8 +293,8 @@ def stream(
     if room == 0:
       if state is not None and overflow == "stop":
         return
-      # A full window goes on with its newer half, read anew at positions from 0: a
-      # cached key knows its position and cannot move.
+      # A full window keeps its newer half, which is read anew at positions from 0: a
+      # cached key depends on its position and cannot be moved.
       if max(map(len, texts)) >= context_length:
         recent = [text[-((context_length + 1) // 2) :] for text in texts]
       else:

@@ -26,7 +26,7 @@ ACTIVATIONS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_LAYERS = 1024  # each is built on its own
-MOST = (1 << 31) - 1  # of anything else that is counted: tokens are int32
+MOST = (1 << 31) - 1  # of everything else that is counted, since tokens are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class GPT2Config:
     scale_attention: scores are divided by sqrt(head_dim) (as published).
     scale_attention_by_layer: and by the layer's number, counted from 1.
     feed_forward: False for attention-only blocks, for study.
-    scan_layers: one layer is compiled instead of each, to train deep models: see
+    scan_layers: one layer is compiled for all of them, to train deep models: see
       `layer_stacking`. The results are the same, up to dropout's draws.
     remat: what the backward pass computes a second time, to save memory: "none";
       "dots", all but the products with weights; or "full", everything.
@@ -154,5 +154,5 @@ class GPT2Config:
 
   @property
   def plain(self) -> "GPT2Config":
-    """The same model as it is saved: its layers apart, and nothing computed twice."""
+    """The same model as it is saved: with layers apart and no rematerialisation."""
     return dataclasses.replace(self, scan_layers=False, remat="none")

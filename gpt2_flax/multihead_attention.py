@@ -62,7 +62,7 @@ class MultiHeadAttention(nn.Module):
     cache: KeyValues | None = None,
     start: jax.Array | int = 0,
   ) -> tuple[jax.Array, KeyValues | None]:
-    """The same, over the tokens in a cache too: see `SelfAttention.attend`.
+    """As `__call__`, and over the tokens in a cache too: see `SelfAttention.attend`.
 
     The cache has a leading heads axis.
     """

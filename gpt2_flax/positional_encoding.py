@@ -1,9 +1,9 @@
 """1. Order: without positions, attention sees a bag of tokens.
 
 A position is turned into a vector of the embedding's size and added to the
-token's embedding, so that "cat at 3" and "cat at 7" are different vectors. Or else
-attention itself is told how far apart two tokens are, when it compares them: rotary
-encoding and ALiBi.
+token's embedding, so that "cat at 3" and "cat at 7" are different vectors. Rotary
+encoding and ALiBi add no vector: they tell attention how far apart two tokens are when
+it compares them.
 """
 
 from typing import Any
@@ -40,10 +40,10 @@ def sinusoidal_positional_encoding(
   fixed offset is a rotation of each pair, which a linear layer can learn.
 
   Args:
-    positions: integers of any shape [...]; as angles are float32, a value is off by
-      some 3e-8 times its position.
+    positions: integers of any shape [...]. Angles are float32, so a value is off by
+      about 3e-8 times its position.
     embed_dim: D, the number of features. An odd D ends on a sine.
-    max_period: the longest wavelength, divided by 2 pi, that D -> infinity nears.
+    max_period: as D grows, the longest wavelength nears 2 pi times this.
 
   Returns:
     float32 [..., D], each value in [-1, 1].
@@ -58,10 +58,9 @@ def rotate_by_position(
 ) -> jax.Array:
   """Turns each pair of features by an angle that grows with the position.
 
-  (x_2i, x_2i+1) turns by pos / 10000^(2i/K). A query turned by t and a key turned by
-  s have the dot product of the one turned by t - s with the other: their scores know
-  the distance and nothing else of the positions. "RoFormer" (Su et al., 2021),
-  section 3.2.
+  (x_2i, x_2i+1) turns by pos / 10000^(2i/K). The dot product of a query turned by t
+  and a key turned by s depends on t - s only: scores know the distance, and nothing
+  else about the positions. "RoFormer" (Su et al., 2021), section 3.2.
 
   Args:
     x_BTK: queries or keys, [B, T, K].
@@ -103,9 +102,9 @@ def alibi_bias(
 ) -> jax.Array:
   """-slope * distance, which is added to the scores: float32 [1, T, S].
 
-  Attention with linear biases (ALiBi): Press et al. (2022), section 3, where it is
-  not divided by sqrt(head_dim). Keys after the query, which only attention that is
-  not causal sees, count by their distance too.
+  Attention with linear biases (ALiBi): Press et al. (2022), section 3. As there, it
+  is not divided by sqrt(head_dim). Keys after the query count by their distance too;
+  only attention that is not causal sees them.
 
   Args:
     slope: of this head, a scalar.

@@ -5,8 +5,8 @@
 
 A folder holds config.json and model.safetensors, or shards and an index of them. The
 names and shapes in their headers are compared with the config before any value is
-read; then one tensor at a time goes to its place. Pickles (pytorch_model.bin) are
-never opened: reading one runs the code in it.
+read; then one tensor is read at a time. Pickles (pytorch_model.bin) are never opened:
+reading one runs the code in it.
 
 Axes: T position, H heads, K head_dim, D embed_dim, F mlp_dim, V vocab_size.
 """
@@ -79,8 +79,8 @@ FLOATS = ("F32", "F16", "BF16")
 def load(name_or_path: str | os.PathLike) -> tuple[GPT2, Any]:
   """The model in a folder, or in a repository of the Hugging Face hub.
 
-  Values are float32, whatever they are stored as. A config with three different
-  dropout rates gives a model with none, and a warning: ours has one for all places.
+  Values are float32, whatever they are stored as. Our config has one dropout rate.
+  Where theirs has several, the model gets no dropout, and a warning says so.
 
   Args:
     name_or_path: a folder where there is one of that name, else the id of a
@@ -102,7 +102,7 @@ def load(name_or_path: str | os.PathLike) -> tuple[GPT2, Any]:
       value = stored[name].read()
       values = _split(value, config) if "*" in ours else [value]
       for part, part_value in zip(_parts(ours), values, strict=True):
-        # jnp.array copies, so that neither the file nor `value` is held on to
+        # jnp.array copies, so neither the file nor `value` stays in memory
         flat[part] = jnp.array(np.ascontiguousarray(part_value, np.float32))
   if config.tied_embeddings and "lm_head.weight" in layout:
     output = flat.pop("output_embedding/embedding")
@@ -122,17 +122,18 @@ def save(
 ) -> None:
   """Writes a folder that `load` reads, and transformers' `from_pretrained`.
 
-  Positions that are not learned are written as the table that they amount to; after
-  sinusoidal ones the token embeddings are untied, as they are scaled on their way in
-  only. The config's dtype is not written: weights are float32, activations may be.
+  Positions that are not learned are written as a table of their values. With
+  sinusoidal ones the token embeddings are written twice, since they are scaled as
+  inputs only. The config's dtype, that of activations, is not written: weights are
+  float32.
 
   Args:
-    folder: new or empty. It appears when all is in it.
+    folder: new or empty. It appears when all its files are written.
     params: as `load` or `model.init` gives them.
 
   Raises:
     InputError: there is something in the folder, it cannot be written, params are
-      not this model's, or GPT-2's format has no word for the model.
+      not this model's, or GPT-2's format cannot express the model.
     RunError: the disk is full.
   """
   _check_expressible(model)
@@ -197,7 +198,7 @@ def _without_prefix(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
 def _check(
   stored: Mapping[str, StoredTensor], config: GPT2Config, folder: pathlib.Path
 ) -> dict[str, tuple[str, str]]:
-  """The layout of the weights, once it is sure that they are what config says."""
+  """The layout of the weights, after a check that they are what config says."""
   layers = {match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))}
   if len(layers) != config.num_layers:
     raise InputError(
@@ -253,7 +254,7 @@ def _check_params(params: Any, model: GPT2) -> None:
 
 
 def _check_expressible(model: GPT2) -> None:
-  """Raises an InputError for what GPT-2's format cannot say."""
+  """Raises an InputError for what GPT-2's format cannot express."""
   config = model.config
   for name, part, known in (
     ("model.attention", model.head or HEADS[config.attention], OWN_HEADS),
@@ -283,7 +284,7 @@ def _check_expressible(model: GPT2) -> None:
 def _with_learned_positions(
   config: GPT2Config, flat: Mapping[str, Any]
 ) -> tuple[GPT2Config, dict[str, Any]]:
-  """The same function of tokens, written as GPT-2 has it."""
+  """The same model with learned positions, the only ones in GPT-2's format."""
   if config.positional_encoding == "learned":
     return config, dict(flat)
   encoding = PositionalEncoding(config.positional_encoding)
@@ -291,7 +292,7 @@ def _with_learned_positions(
   table_1TD = encoding.apply({}, positions, config.embed_dim, method="encode")
   learned = dict(flat) | {"positional_encoding/embedding/embedding": table_1TD[0]}
   if config.positional_encoding == "sinusoidal":
-    # Our model scales the embeddings on their way in, not out: two tables.
+    # Our model scales the embeddings as inputs, not as outputs: so two tables.
     embedding_VD = flat["token_embedding/embedding"]
     learned["token_embedding/embedding"] = embedding_VD * config.embed_dim**0.5
     learned.setdefault("output_embedding/embedding", embedding_VD)

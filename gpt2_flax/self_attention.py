@@ -71,8 +71,8 @@ class SelfAttention(nn.Module):
       mask: bool, broadcastable to [B, T, S]; True lets query t see key s. It only
         takes away from what `visible` allows (padding, packed documents). A row that
         may see nothing gives zeros.
-      slope: float scalar, what a score loses for each token between (`alibi_bias`);
-        None for nothing.
+      slope: float scalar, what a score loses for each token of distance
+        (`alibi_bias`); None for nothing.
 
     Raises:
       InputError: the mask is not bool, or does not fit.
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
     start: jax.Array | int = 0,
     slope: jax.Array | None = None,
   ) -> tuple[jax.Array, KeyValues | None]:
-    """The same, over the tokens in a cache too.
+    """As `__call__`, and over the tokens in a cache too.
 
     Args:
       x_BTD, mask, slope: as in `__call__`.
@@ -118,7 +118,7 @@ class SelfAttention(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Both turned by their slots, from `start` on, so that scores know the distance.
 
-    Slots will do for positions: left padding shifts queries and keys alike.
+    Slots serve as positions, because left padding shifts queries and keys alike.
     """
     slots_T = start + jnp.arange(query_BTK.shape[1])
     return (
@@ -167,8 +167,8 @@ class SelfAttention(nn.Module):
     """Softmax over the allowed keys, float32 [B, T, S]; rows sum to 1, or to 0.
 
     A key whose score is -inf is not allowed either. A row with no allowed key would
-    divide 0 by 0 at -inf; with the lowest finite score it is uniform, and the last
-    line makes it zero, in the gradient too.
+    divide 0 by 0 if its scores were -inf. With the lowest finite score it is uniform,
+    and the last line makes it zero, in the gradient too.
     """
     lowest = jnp.finfo(scores_BTS.dtype).min
     scores_BTS = jnp.maximum(jnp.where(allowed_BTS, scores_BTS, lowest), lowest)
@@ -184,9 +184,9 @@ class SelfAttention(nn.Module):
 class FlashSelfAttention(SelfAttention):
   """The same head in one kernel, for accelerators: equal up to rounding.
 
-  Scores and weights are never in memory, so that `scores`, `weights` and `mix` are not
-  called; with a cache they are, as in `SelfAttention`. Gradients are there in
-  `MultiHeadAttention` only, not for a head on its own.
+  Scores and weights are never in memory, so `scores`, `weights` and `mix` are not
+  called. With a cache they are called, as in `SelfAttention`. It has gradients in
+  `MultiHeadAttention` only, not as a head on its own.
 
   Raises:
     InputError: dropout_rate is not 0: there are no weights to drop.

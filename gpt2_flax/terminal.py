@@ -8,7 +8,7 @@ MOST_CHARACTERS = 2000  # of one line
 
 
 def one_line(text: str) -> str:
-  """What cannot be seen becomes an escape; of a long text, both ends are shown."""
+  """Characters that cannot be printed become escapes; a long text keeps both ends."""
   if len(text) > MOST_CHARACTERS:
     half = MOST_CHARACTERS // 2
     text = f"{text[:half]} ... {text[-half:]}"

@@ -102,8 +102,8 @@ class Block(nn.Module):
     return self.think(x_BTD), cache
 
   def receive(self, x_BTD: jax.Array) -> jax.Array:
-    """The residual stream as it comes in: where devices share a batch, each keeps its
-    rows, and weights come to it."""
+    """The residual stream as it comes in. Where devices share a batch, each keeps its
+    own rows, and the weights are sent to it."""
     return nn.with_logical_constraint(x_BTD, ("batch", None, None))
 
   def read(
@@ -186,14 +186,14 @@ class GPT2(nn.Module):
 
     Args:
       tokens_BT: int [B, T], T at most context_length. Each must be 0 to
-        vocab_size - 1; under jit, where values are not known, another gives NaN if it
-        is too large, and counts from the end of the vocabulary if it is negative.
+        vocab_size - 1. Under jit this is not checked: a token that is too large gives
+        NaN there, and a negative one counts from the end of the vocabulary.
       positions: int [B, T] or [1, T]; None counts from 0.
       mask: bool, broadcastable to [B, T, S], or [B, H, T, S] with one for each head:
         see `SelfAttention`.
 
     Raises:
-      InputError: T exceeds context_length, a token is none of the vocabulary, or the
+      InputError: T exceeds context_length, a token is not in the vocabulary, or the
         mask is not bool or does not fit.
     """
     return self.unembed(self.hidden(tokens_BT, positions, mask))
@@ -215,7 +215,7 @@ class GPT2(nn.Module):
     cache: Sequence[KeyValues] | None = None,
     start: jax.Array | int = 0,
   ) -> tuple[jax.Array, list[KeyValues] | None]:
-    """As `hidden`, after the tokens in a cache.
+    """As `hidden`, for tokens that follow those in a cache.
 
     Args:
       tokens_BT: as in `__call__`.
@@ -228,7 +228,7 @@ class GPT2(nn.Module):
       [B, T, D], and the extended cache; None where none was given.
 
     Raises:
-      InputError: as `__call__`, or a cache meets scan_layers.
+      InputError: as `__call__`, or there is a cache and scan_layers is True.
     """
     config = self.config
     self._check_tokens(tokens_BT)

@@ -41,8 +41,8 @@ class Dataset(abc.ABC):
   def batch(self, windows: np.ndarray) -> Batch:
     """What the model reads and what it is to say: "inputs" and "targets".
 
-    The next token, unless a dataset has something else to ask; its windows may then
-    have another length.
+    Targets are the next tokens. A dataset that overrides this may ask for something
+    else, and its windows may have another length.
     """
     return as_batch(windows)
 
@@ -86,13 +86,13 @@ class ToyLanguage(Dataset):
 
 
 def require_seed(seed: int) -> None:
-  """The toy languages' common condition on their config."""
+  """Raises an InputError for a negative seed."""
   if seed < 0:
     raise InputError(f"data.seed is {seed}: must be 0 or more")
 
 
 def require_start_token(tokens: np.ndarray, start_id: int | None) -> None:
-  """The oracles' common condition on their input."""
+  """Raises an InputError unless the tokens begin with the start token."""
   if len(tokens) == 0 or tokens[0] != start_id:
     raise InputError(f"tokens must begin with the start token, id {start_id}")
 

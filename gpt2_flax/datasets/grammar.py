@@ -2,10 +2,10 @@
 
     the cats that the dog near the boy sees sleep . they like themselves .
 
-Subject and verb agree across prepositional phrases and nested relative clauses;
-pronouns agree with the subject of the sentence before, reflexives and possessives
-with their own. A person can read it, and only a model that looks far enough back
-and at the right word can predict it.
+Subject and verb agree across prepositional phrases and nested relative clauses.
+Pronouns agree with the subject of the sentence before, reflexives and possessives
+with that of their own sentence. A person can read it, and only a model that looks far
+enough back and at the right word can predict it.
 
 The oracle is exact and knows nothing of this particular grammar: see `Automaton`.
 """
@@ -210,8 +210,8 @@ class Automaton:
     cumulative[-1] = 1.0
     beliefs_after = {
       word: tuple(
-        # Rounding lets prefixes that know the same share a state; it is above the
-        # error of the sums, and far below what a loss can show.
+        # Rounding lets prefixes with equal continuations share a state. It is larger
+        # than the error of the sums, and far too small to change a loss.
         (stack, round(weight / mass, 12))
         for stack, weight in sorted(after[word].items(), key=repr)
       )
@@ -224,7 +224,7 @@ class Automaton:
 
 @dataclasses.dataclass(frozen=True)
 class GrammarConfig:
-  """The language has no dials of its own.
+  """The language itself has no settings.
 
   Attributes:
     seed: of the random streams that sentences are drawn from.

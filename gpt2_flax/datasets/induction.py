@@ -66,9 +66,9 @@ class Induction(ToyLanguage):
   def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray:
     """Bayes' rule over the unknown period p, with n symbols seen.
 
-    P(symbols | p) is num_symbols^-min(n, p) where they repeat with period p, else 0;
-    the next symbol is uniform under periods that have not come round, and the one p
-    places back under the others.
+    P(symbols | p) is num_symbols^-min(n, p) where they repeat with period p, else 0.
+    Under a period longer than n the next symbol is uniform; under any other it is the
+    symbol p positions back.
     """
     require_start_token(tokens, self.tokenizer.start_id)
     symbols = np.asarray(tokens[1:]) - 1

@@ -96,7 +96,7 @@ class Markov(ToyLanguage):
     return float(-(self.stationary[..., None] * rows * np.log(rows)).sum())
 
   def _rows_after(self, seen: int) -> np.ndarray:
-    """P(next | the first `seen` symbols), [S^seen, S]; contexts count in base S."""
+    """P(next | the first `seen` symbols), [S^seen, S]; contexts are base-S numbers."""
     size = self.transitions.shape[-1]
     if seen == self.order:
       return self.transitions.reshape(-1, size)

@@ -24,7 +24,7 @@ class _TrainWindows:
 
 
 class _Rows:
-  """Of an endless row of windows, those in some rows of each batch."""
+  """Of an endless sequence of windows, those in some rows of each batch."""
 
   def __init__(self, windows: grain.MapDataset, batch_size: int, rows: Rows):
     self._windows, self._batch_size, self._rows = windows, batch_size, rows
@@ -32,7 +32,7 @@ class _Rows:
   def __len__(self) -> int:
     return len(self._windows) // self._batch_size * len(self._rows)
 
-  def __getitem__(self, index: int) -> np.ndarray | None:  # as grain's, which filter
+  def __getitem__(self, index: int) -> np.ndarray | None:  # None as grain has it
     batch, row = divmod(index, len(self._rows))
     return self._windows[batch * self._batch_size + int(self._rows[row])]
 
@@ -40,7 +40,7 @@ class _Rows:
 def train_dataset(
   dataset: Dataset, batch_size: int, seed: int, rows: Rows | None = None
 ) -> grain.MapDataset:
-  """Batch number `step` is `train_dataset(...)[step]`, whoever asks and when.
+  """Batch number `step` is `train_dataset(...)[step]`, at any time and anywhere.
 
   Each epoch is a new shuffle of all windows, without replacement.
 
@@ -60,8 +60,8 @@ def train_batches(
 ) -> grain.DatasetIterator:
   """The batches in order, made ahead by a thread of their own.
 
-  `get_state()` and `set_state()` give and take the position, a dict of JSON values: it
-  counts batches, whichever rows of them are made here.
+  `get_state()` and `set_state()` give and take the position, a dict of JSON values. It
+  counts batches, no matter which rows of them are made here.
   """
   ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
   return iter(train_dataset(dataset, batch_size, seed, rows).to_iter_dataset(ahead))
@@ -76,8 +76,8 @@ def validation_windows(
   """The first validation windows, int32 [N, T + 1]; num_windows = 0 takes all.
 
   Args:
-    batch_size, rows: cut into batches of this size, only these rows of each; where
-      there is no window for a row of the last one, it is all -1.
+    batch_size, rows: only these rows of each batch of this size. A row of the last
+      batch is all -1 where there is no window for it.
   """
   available = dataset.num_windows("validation")
   num_windows = min(num_windows or available, available)

@@ -36,7 +36,7 @@ BPE_TRAINING_PIECES = 64  # the first 64 MiB say enough about which pairs are fr
 def tokenize(
   files: list[pathlib.Path], tokenizer: str, bpe_vocab_size: int
 ) -> tuple[np.ndarray, Tokenizer]:
-  """All tokens of the files, one after the other, and what cut them.
+  """All tokens of the files, one after the other, and the tokenizer that made them.
 
   Args:
     tokenizer: "char", "byte", "bpe", or a tokenizer.json or its folder.
@@ -110,9 +110,8 @@ def _content_hash(files: list[pathlib.Path], about: list) -> str:
 def _pieces(files: Iterable[pathlib.Path]) -> Iterator[str]:
   """The text in pieces of about a megabyte, cut before a newline and its line.
 
-  GPT-2's byte pairs never join that newline with what comes before it, so that pieces
-  give the same tokens as the whole; only a text that goes on for MOST_BYTES without
-  one is cut anywhere.
+  GPT-2's byte pairs never join that newline with what comes before it, so pieces give
+  the same tokens as the whole. A text without a newline in MOST_BYTES is cut anywhere.
   """
   for file in files:
     # bytes, then decode: reading as text would turn "\r\n" into "\n"

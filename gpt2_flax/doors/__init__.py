@@ -1,7 +1,7 @@
 """What a person calls: a door parses flags, and makes one call.
 
-A door is imported only to be opened, for importing it defines its flags, and two doors
-may define the same one.
+A door is imported only when it is called: importing it defines its flags, and two doors
+may define the same flag.
 """
 
 DOORS = ("train", "sample", "evaluate", "explain", "export")

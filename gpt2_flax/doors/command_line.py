@@ -1,7 +1,7 @@
 """What the doors share: flags with one-line errors, and exit codes that mean something.
 
 0 done; 1 the run could not go on; 2 bad input, nothing written; 128 + n ended by signal
-n, with nothing lost. (A shell says 128 + n also of what a signal ended on the spot.)
+n, with nothing lost. (A shell also says 128 + n for a process that a signal killed.)
 """
 
 from collections.abc import Callable, Sequence
@@ -24,16 +24,6 @@ from gpt2_flax.training import default_config
 
 flags.disclaim_key_flags()  # what is defined here belongs to the door that asks for it
 
-# config_flags raises all of these for what is simply a mistyped flag
-_FLAG_ERRORS = (
-  flags.Error,
-  LookupError,
-  AttributeError,
-  TypeError,
-  OSError,
-  ImportError,
-  InputError,
-)
 _VALUE_NAMES = {int: "an integer", float: "a number", bool: "true or false"}
 
 
@@ -42,7 +32,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
   Args:
     main: a door's; raises InputError for bad input, RunError for a run that cannot go
-      on. Of --help, the docstring and the flags of its module come first.
+      on. --help shows the docstring and the flags of its module first.
   """
   leave_on_signals()
   door = sys.modules[main.__module__]
@@ -64,8 +54,8 @@ def leave_on_signals(on_the_spot: bool = False) -> None:
   """From now on SIGTERM and Ctrl-C end the process, without a traceback.
 
   Args:
-    on_the_spot: even amid what no Python code can interrupt, such as compiling. Else
-      what is half written is removed before.
+    on_the_spot: even while compiling, which Python code cannot interrupt. Else
+      half-written files are removed first.
   """
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_DFL if on_the_spot else _leave)
@@ -74,15 +64,15 @@ def leave_on_signals(on_the_spot: bool = False) -> None:
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
   del frame
   remove_unfinished()
-  with contextlib.suppress(Exception):  # it may be in the middle of that
+  with contextlib.suppress(Exception):  # the signal may have interrupted a flush
     sys.stdout.flush()
-  os._exit(128 + number)  # amid an import, an exception would do anything but end it
+  os._exit(128 + number)  # an exception may be swallowed by an import under way
 
 
 def keep_compiled_programs() -> None:
   """Compiled programs go to the user's cache, so that a second run starts at once.
 
-  JAX's own environment variables win: JAX_COMPILATION_CACHE_DIR for another place,
+  JAX's own environment variables win: JAX_COMPILATION_CACHE_DIR for another folder,
   JAX_ENABLE_COMPILATION_CACHE=false for none.
   """
   import jax  # slow: after the flags
@@ -95,15 +85,15 @@ def keep_compiled_programs() -> None:
 
 def define_config_flag() -> None:
   """--config and --config.key, of the door that calls this."""
-  # No default of its own: the flag would load it while it is being defined, before
-  # anyone could catch what is wrong with it.
+  # No default: the flag would load that file while it is being defined, before errors
+  # in it can be caught.
   config_flags.DEFINE_config_file(
     "config", None, "The experiment, a file; default: the toy."
   )
 
 
 def _config_first(args: list[str]) -> list[str]:
-  """--config=FILE before the --config.key=value that change it, in any order given."""
+  """The same, with --config=FILE before every --config.key=value, which change it."""
   path = "" if args[-1:] in (["--config"], ["-config"]) else default_config.__file__
   rest = []
   for i, arg in enumerate(args):
@@ -163,12 +153,12 @@ def load_model() -> tuple[Any, Any, Any]:
 
 
 def guarded(main: Callable[[], int]) -> int:
-  """What main returns; an error that has one line to say ends the process with it."""
+  """What main returns; an InputError or a RunError ends the process with its line."""
   try:
     code = main()
     sys.stdout.flush()
     return code
-  except BrokenPipeError:  # whoever read has left, as `| head` does
+  except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
   except InputError as error:
@@ -187,7 +177,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS:
       _checked(flags.FLAGS.config)
-  except _FLAG_ERRORS as error:
+  except (
+    flags.Error,  # an unknown flag, or a value that does not fit
+    *(ImportError, OSError),  # of --config=FILE
+    *(LookupError, AttributeError, TypeError, ValueError),  # of --config.key=value
+  ) as error:
     _fail(_explain(argv, error), 2)
   if len(positional) > 1:
     _fail(f"unexpected argument {positional[1]!r}: only --flags are taken", 2)
@@ -228,7 +222,7 @@ def _load_config(path: str) -> ConfigDict:
 
 
 def _checked(config: Any) -> ConfigDict:
-  """What get_config returned; a file that could not be loaded says so only now."""
+  """What get_config returned; raises OSError for a file that could not be read."""
   if hasattr(config, "keys") and isinstance(config, ConfigDict):
     return config
   raise InputError("get_config must return a ConfigDict")

@@ -32,7 +32,7 @@ def main() -> int:
   """Checks the config, trains, says how it went."""
   from gpt2_flax.training import experiment, loop, processes  # slow: after the flags
 
-  place = processes.find_place(
+  process = processes.find_process(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
@@ -46,5 +46,5 @@ def main() -> int:
 
   # Until the first step nothing is half written, and compiling may take minutes.
   command_line.leave_on_signals(on_the_spot=True)
-  with processes.joined(place):
+  with processes.joined(process):
     return command_line.guarded(train)  # an error's line must be out before it leaves

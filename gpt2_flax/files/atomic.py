@@ -14,23 +14,23 @@ _unfinished: set[pathlib.Path] = set()  # what this process is making
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a name beside `path`; what is made under it then takes the place of `path`.
+  """Yields a temporary name beside `path`; what is made under it then replaces `path`.
 
-  It may be a file, or a folder where `path` is none, or an empty one. If anything is
-  raised, `path` stays as it was, and nothing is left beside it.
+  It may be a file; or a folder, where `path` does not exist or is an empty folder. If
+  anything is raised, `path` stays as it was, and nothing is left beside it.
 
   Raises:
     InputError: it cannot be written there.
     RunError: the disk is full.
   """
-  # the process in its name, so that two that make the same do not meet
+  # with the process in its name, so that no two processes write the same one
   temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
   _unfinished.add(temporary)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
     yield temporary
-    put_in_place(temporary, path)
+    sync_and_rename(temporary, path)
   except Exception as error:
     if (reason := os_error(error)) is None:
       raise
@@ -47,12 +47,12 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def remove_unfinished() -> None:
-  """For a process that ends on the spot, without the exception that would do this."""
+  """Removes what `replacing` has not finished, for an end without an exception."""
   for temporary in list(_unfinished):
     _remove(temporary)
 
 
-def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
+def sync_and_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
   """Renames a file or folder once all that is in it is on the disk."""
   _sync(temporary)
   temporary.replace(path)
@@ -60,14 +60,14 @@ def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _remove_abandoned(folder: pathlib.Path) -> None:
-  """What processes of this machine were making in a folder when they were killed."""
+  """Removes what processes of this machine were making when they were killed."""
   for left in folder.glob(f".*.{platform.node()}.*.tmp"):
     try:
       os.kill(int(left.suffixes[-2][1:]), 0)  # asks whether there is such a process
     except ProcessLookupError:
       _remove(left)
     except (PermissionError, ValueError):
-      continue  # there is, of somebody else's; or it is no name of ours
+      continue  # it lives and is another user's; or the name is not one of ours
 
 
 def _remove(path: pathlib.Path) -> None:

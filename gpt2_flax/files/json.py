@@ -31,7 +31,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       raise InputError(f"{path}: must have at most {MOST_PARTS} lists and objects")
     values = json.loads(content.decode("utf-8"))
     _check_depth(values)
-    if SURROGATE.search(content):  # fails for half of a pair, which UTF-8 cannot say
+    if SURROGATE.search(content):  # fails for half of a pair, which is no UTF-8
       json.dumps(values, ensure_ascii=False).encode("utf-8")
   except FileNotFoundError as error:
     raise InputError(f"{path} is missing") from error
@@ -47,7 +47,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_depth(values: Any) -> None:
-  """So that whatever is done with the values later does not run out of stack."""
+  """Raises for values nested so deep that working with them may exhaust the stack."""
   level = [values]
   for _ in range(MOST_DEPTH):
     level = [

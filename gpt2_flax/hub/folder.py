@@ -1,7 +1,7 @@
 """A folder as Hugging Face lays it out: its files, its config.json, its tokenizer.
 
-Nothing in it is trusted, and no weight is read here: only which tensors there are, in
-which file, of what shape and type. What they mean is for `pretrained` to say.
+Nothing in it is trusted. No weight is read here, only the files, names, shapes and
+types of tensors; `pretrained` knows what they mean.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ class StoredTensor(NamedTuple):
   file: Any
 
   def read(self) -> np.ndarray:
-    """The values; the only thing here that reads any."""
+    """The values; nothing else here reads any."""
     return self.file.get_tensor(self.name)
 
 
@@ -182,7 +182,7 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
 def _open_file(
   path: pathlib.Path, stack: contextlib.ExitStack
 ) -> dict[str, StoredTensor]:
-  if not os.path.isfile(path):  # nor could be: pathlib raises for a long name
+  if not os.path.isfile(path):  # pathlib would raise where a name is too long
     raise InputError(f"{path} is missing")
   try:
     file = stack.enter_context(safe_open(path, framework="numpy"))
@@ -263,7 +263,7 @@ def config_json(config: GPT2Config, tokenizer: Tokenizer | None) -> dict[str, An
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
   """Ours as a tokenizer of the `tokenizers` library, with the very same ids."""
-  # one that saves itself is one already
+  # one with a `save` of its own is the library's already
   save = getattr(tokenizer, "save", None) or _hub_tokenizer(tokenizer).save
   save(str(folder / TOKENIZER))
   about = {"tokenizer_class": "PreTrainedTokenizerFast"}  # any tokenizer.json
@@ -287,7 +287,7 @@ def _hub_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
       theirs.pre_tokenizer = pre_tokenizers.Split(any_character, "isolated")
       theirs.decoder = decoders.Fuse()
     case ByteTokenizer():
-      # no pieces and no merges: all that is left is to fall back to bytes
+      # no pieces and no merges, so every character falls back to its bytes
       ids = {f"<0x{byte:02X}>": byte for byte in range(256)}
       theirs = tokenizers.Tokenizer(models.BPE(ids, [], byte_fallback=True))
       theirs.decoder = decoders.ByteFallback()

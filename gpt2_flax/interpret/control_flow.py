@@ -79,7 +79,7 @@ class Step:
   Attributes:
     modules: what it is inside of, outermost first.
     label: what it does; "+" is an addition.
-    note: the same, said otherwise.
+    note: the same in other words.
     shape: of the array that leaves it, a letter an axis.
     trained: whether it has parameters.
     inputs: the steps whose arrays it reads, in order.
@@ -203,7 +203,7 @@ def _grouped(equations: list, source: dict[Any, _Group]) -> list[_Group]:
 
 
 def _join(group: _Group, earlier: _Group, groups: list, source: dict) -> None:
-  """Makes the earlier group a part of the new one, unless there is a way round it."""
+  """Joins the earlier group to the new one, unless another path leads between them."""
   if any(other is not earlier and other.needs(earlier) for other in group.inputs):
     return
   if any(other is not group and other.needs(group) for other in earlier.inputs):
@@ -305,7 +305,7 @@ def _scalar(equations: list) -> str:
 
 
 def _folded(steps: list[Step]) -> list[Step]:
-  """Without the blocks that do the same as the first, which says how many there are."""
+  """Only the first of blocks that do the same; it says how many there are."""
   blocks: dict[str, list[Step]] = {}
   for step in steps:
     for module in step.modules[:1]:
@@ -324,7 +324,7 @@ def _folded(steps: list[Step]) -> list[Step]:
   first, *others = blocks.values()
   if any(what(other) != what(first) for other in others):
     return steps
-  same = {step: first[place] for block in others for place, step in enumerate(block)}
+  same = {step: first[i] for block in others for i, step in enumerate(block)}
   kept = [step for step in steps if step not in same]
   name = first[0].modules[0].name.rpartition("_")[0].removesuffix("s")
   for step in kept:

@@ -168,8 +168,8 @@ def _tip(x: float, y: float, towards: str, is_stream: bool) -> str:
 
 def _rectangle(x: float, y: float, width: float, height: float, kind: str) -> str:
   name = f' class="{kind}"' if kind else ""
-  place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-  return f'<rect{name} {place} rx="7"/>'
+  sides = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+  return f'<rect{name} {sides} rx="7"/>'
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:

@@ -21,7 +21,7 @@ class Item:
 
   Attributes:
     content: a step or a box; None for an arrow's end at the border, and for its lane.
-    fixed: stands on the stream, which keeps its place.
+    fixed: stands on the stream, and is not moved.
     beside: the item of the same row that it stands beside, on the left.
   """
 
@@ -138,10 +138,10 @@ class Box:
     ]
 
   def _neighbours(self) -> tuple[dict, dict]:
-    """What draws each item: those above, those below, with the offset to stand at.
+    """What attracts each item: those above, those below, with the offset to stand at.
 
-    The residual stream draws most, then a neighbour, then a lane, and least of all a
-    step that reads nothing, which can stand anywhere; only the strongest count.
+    The residual stream attracts most, then a neighbour, then a lane, and least of all a
+    step that reads nothing, which can stand anywhere. Only the strongest count.
     """
     above, below = collections.defaultdict(list), collections.defaultdict(list)
     read = {arrow.target for arrow in self.arrows} | set(self.entries.values())
@@ -150,8 +150,8 @@ class Box:
         continue
       for upper, lower in itertools.pairwise([arrow.source, *arrow.via, arrow.target]):
         offset = upper.port(arrow.step, False) - lower.port(arrow.step, True)
-        at_ease = arrow.source not in read
-        strength = 3 if arrow.is_stream else 0 if at_ease else 2
+        reads_nothing = arrow.source not in read
+        strength = 3 if arrow.is_stream else 0 if reads_nothing else 2
         above[lower].append((strength - upper.is_lane, upper, offset))
         below[upper].append((strength - lower.is_lane, lower, -offset))
         upper.on_stream |= arrow.is_stream
@@ -161,10 +161,10 @@ class Box:
       most = max(strength for strength, *_ in links)
       return [(item, offset) for strength, item, offset in links if strength == most]
 
-    def drawing(side: dict) -> dict:
+    def attracting(side: dict) -> dict:
       return collections.defaultdict(list, {i: strongest(ls) for i, ls in side.items()})
 
-    return drawing(above), drawing(below)
+    return attracting(above), attracting(below)
 
   def _set_columns(self) -> None:
     above, below = self._neighbours()
@@ -236,9 +236,9 @@ def _spread(row: list[Item]) -> None:
     while len(blocks) > 1 and _mean(blocks[-2]) > _mean(blocks[-1]):
       last = blocks.pop()
       blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
-  places = [wish / weight for wish, weight, count in blocks for _ in range(int(count))]
-  for item, place, shift in zip(row, places, shifts, strict=True):
-    item.x = place + shift
+  starts = [wish / weight for wish, weight, count in blocks for _ in range(int(count))]
+  for item, start, shift in zip(row, starts, shifts, strict=True):
+    item.x = start + shift
 
 
 def _mean(block: list[float]) -> float:

@@ -2,7 +2,7 @@
 
 `SelfAttention` writes down [T, S] scores and weights for every head. A kernel that goes
 through the keys block by block and keeps running sums needs neither: "FlashAttention"
-(Dao et al., 2022), algorithm 1. What it computes is equal; what is on the way cannot be
+(Dao et al., 2022), algorithm 1. The result is equal; the steps on the way cannot be
 looked at.
 
 Axes: B batch, T query position, S key position, H heads, K head_dim.
@@ -25,9 +25,9 @@ def flash_attention(
 ) -> jax.Array:
   """One head, [B, T, K]; under vmap, all heads at once.
 
-  The kernel knows of heads, and wants them between T and K, which is where one matrix
-  product for all heads leaves them. vmap left to itself would make one long batch of
-  heads and rows, copied and, on several devices, gathered.
+  The kernel takes a heads axis between T and K, where one matrix product for all heads
+  puts it. vmap alone would make one long batch of heads and rows, at the cost of a copy
+  and, on several devices, of a gather.
 
   Args:
     mask: bool [B or 1, T or 1, S or 1]; True lets a query see a key.
@@ -68,11 +68,10 @@ def _kernel(
   causal: bool,
   scale: float,
 ) -> jax.Array:
-  """cuDNN's where it can, else XLA's: [B, T, H, K].
+  """cuDNN's kernel where it fits, else XLA's: [B, T, H, K].
 
-  cuDNN's is for NVIDIA GPUs since Ampere and for 16 bits; a mask or a bias would have
-  to be written down for it as [T, S], so they are left to XLA. The softmax is float32
-  in both.
+  cuDNN's is for NVIDIA GPUs since Ampere and for dtypes of 16 bits. It needs a mask or
+  a bias as an array [T, S], so XLA's takes those. The softmax is float32 in both.
 
   Args:
     mask, bias: broadcastable to [B, H, T, S].

@@ -2,8 +2,8 @@
 
 The loop of `transformer.py` compiles every layer by itself. Under `scan_layers` one is
 compiled for all, and the parameters carry a leading layers axis: `blocks` in place of
-`blocks_0`, `blocks_1`, ... Only training does so: whatever is saved, loaded or
-generated from has its layers apart, and the two functions at the end convert.
+`blocks_0`, `blocks_1`, ... Only training stacks layers. A model that is saved, loaded
+or generated from has its layers apart; the two functions at the end convert.
 
 Axes: B batch, T position, D embed_dim; L layers, the leading one.
 """
@@ -29,15 +29,15 @@ def rematerialised(block: type[nn.Module], remat: str, scanned: bool):
   policy = REMAT_POLICIES[remat]
   if policy is None:
     return block
-  # In one program the compiler would merge what is computed twice with what was
-  # computed first, and so keep it; a scan's two passes are two programs.
+  # Within one program the compiler would see that both computations are the same, and
+  # keep the first result. A scan's forward and backward pass are two programs.
   return nn.remat(block, policy=policy, prevent_cse=not scanned)
 
 
 def scan_blocks(
   block: nn.Module, num_layers: int, x_BTD: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
-  """[B, T, D] -> [B, T, D], through all layers; what `block` holds has an L axis."""
+  """[B, T, D] -> [B, T, D], through all layers; all arrays in `block` get an L axis."""
 
   def layer(block: nn.Module, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
     return block(x_BTD, mask)[0], None

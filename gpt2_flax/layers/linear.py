@@ -16,7 +16,7 @@ def linear(
   """A flax `Dense`: [..., in] -> [..., features].
 
   Args:
-    axes: what W's two axes are, for `training.mesh` to lay them out over devices.
+    axes: names of W's two axes, by which `training.mesh` splits them over devices.
     kernel_init: of W; b starts at zero.
     dtype: of the product; None takes the input's.
   """
@@ -35,8 +35,8 @@ def _product_of_rows(
 ) -> jax.Array:
   """The same product with all of x's leading axes made one.
 
-  As a product of two matrices its gradient is one too, and XLA for CPUs then finds the
-  order of factors that copies least: a sixth of a small model's training step.
+  Then its gradient is a product of two matrices too, and XLA for CPUs finds the order
+  of factors that copies least. That saves a sixth of a small model's training step.
   """
   del dimension_numbers  # x's last axis with the kernel's first
   rows = x.reshape(-1, x.shape[-1])

@@ -41,7 +41,7 @@ class BPETokenizer(Tokenizer):
     limits.check(tokenizer)
     with _library_errors("not a tokenizer.json"):
       self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
-      self._tokenizer.no_truncation()  # a text is as long as it is
+      self._tokenizer.no_truncation()  # a long text keeps all its tokens
       self._tokenizer.no_padding()
       added = self._tokenizer.encode("").ids  # what it would add to any text
     self.start_id = added[0] if len(added) == 1 else None
@@ -71,7 +71,7 @@ class BPETokenizer(Tokenizer):
 
   def encode(self, text: str) -> list[int]:
     with _library_errors("text that has no tokens"):  # perhaps an unknown word
-      # of a batch, since only that leaves out where in the text each token stands
+      # a batch of one, since only this function does not compute offsets in the text
       [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
       return fast.ids
 

@@ -77,7 +77,7 @@ def _growth(part: dict | list) -> int:
 
 
 def _longest_replacement(charsmap: str) -> int:
-  """In SentencePiece's rules: the size of a tree, it, and texts that end with a 0."""
+  """Of SentencePiece's rules: a tree's size, the tree, and texts that end with a 0."""
   try:
     content = base64.b64decode(charsmap, validate=True)
   except ValueError as error:

@@ -83,7 +83,7 @@ class ByteTokenizer(Tokenizer):
     return bytes(list(ids)).decode("utf-8", errors="replace")
 
   def token(self, token_id: int) -> str:
-    """A part of a character, which is no text, by its number."""
+    """The character, or the number of a byte that is only a part of one."""
     return chr(token_id) if token_id < 128 else f"0x{token_id:02x}"
 
   def state(self) -> dict:

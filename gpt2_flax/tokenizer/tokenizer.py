@@ -29,7 +29,7 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of some token ids; a start token leaves no trace."""
+    """The text of some token ids; a start token adds nothing to it."""
 
   def start(self, text: str) -> list[int]:
     """The ids that a text to be continued begins with."""
@@ -41,7 +41,7 @@ class Tokenizer(abc.ABC):
     return prefix + self.encode(text)
 
   def token(self, token_id: int) -> str:
-    """One token as a person would call it."""
+    """One token as it is shown to a person."""
     return "<s>" if token_id == self.start_id else self.decode([token_id])
 
   @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""How many bad steps a run may leave out, and what is said of them."""
+"""How many bad steps a run may leave out, and the line about each of them."""
 
 from collections.abc import Mapping
 import math

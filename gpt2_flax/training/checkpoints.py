@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gpt2_flax.errors import InputError, os_error, RunError
-from gpt2_flax.files.atomic import put_in_place
+from gpt2_flax.files.atomic import sync_and_rename
 from gpt2_flax.training import processes
 from gpt2_flax.training.config import CheckpointConfig
 from gpt2_flax.training.manifest import damage, MANIFEST, manifest
@@ -35,7 +35,7 @@ class _SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     temporary, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
     if final.name.isdecimal():  # the whole, not one of its items
       (temporary / MANIFEST).write_bytes(manifest(temporary))
-      put_in_place(temporary, final)
+      sync_and_rename(temporary, final)
     else:
       temporary.replace(final)
 

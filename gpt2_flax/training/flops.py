@@ -22,9 +22,9 @@ def flops_per_token(config: GPT2Config) -> int:
   """Operations that training on one token of a full context takes.
 
   Two for each weight of a matrix product and token, two for each score and two for each
-  value that is mixed; and twice as much again for the gradients. As is the custom,
-  attention counts in full, masked or not, and nothing that is computed a second time
-  to save memory does: "PaLM" (Chowdhery et al., 2022), appendix B.
+  value that is mixed; and twice as much again for the gradients. As is usual, attention
+  counts in full, masked or not, and what is computed a second time to save memory does
+  not count: "PaLM" (Chowdhery et al., 2022), appendix B.
   """
   dim, length = config.embed_dim, config.context_length
   mlp_dim = (config.mlp_dim or 4 * dim) if config.feed_forward else 0
@@ -35,8 +35,8 @@ def flops_per_token(config: GPT2Config) -> int:
 
 
 def peak_flops(config: GPT2Config) -> float | None:
-  """What all devices can do in a second; None where nobody has said."""
-  if config.dtype == "float32":  # how fast that is depends on how exact it is to be
+  """What all devices can do in a second; None where PEAK_FLOPS does not say."""
+  if config.dtype == "float32":  # its speed depends on the precision that jax uses
     return None
   kinds = [device.device_kind for device in jax.devices()]
   known = all(kind in PEAK_FLOPS for kind in kinds)

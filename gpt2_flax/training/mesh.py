@@ -14,8 +14,8 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training.config import MeshConfig, TrainConfig
 
-# The one place that says how the model is laid out over devices: each named axis, of
-# parameters and of activations, is split over these parts of the mesh.
+# How the model is laid out over devices, said here only: each named axis, of parameters
+# and of activations, is split over these parts of the mesh.
 LOGICAL_AXIS_RULES = (
   ("batch", ("data", "fsdp")),
   ("heads", "tensor"),
@@ -50,7 +50,7 @@ def make_mesh(config: MeshConfig, train: TrainConfig) -> Mesh:
 
 
 def one_device_mesh() -> Mesh:
-  """The same with a single device of this process, for what runs on one."""
+  """A mesh with the same axes over a single device of this process."""
   return _mesh((1, 1, 1), jax.local_devices()[:1])
 
 
@@ -58,7 +58,7 @@ def _mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
   return jax.make_mesh(
     shape,
     ("data", "fsdp", "tensor"),
-    # Auto lets the compiler place everything in between; flax's logical
+    # Auto leaves the layout of all other arrays to the compiler; flax's logical
     # constraints need it.
     axis_types=(AxisType.Auto,) * 3,
     devices=devices,
@@ -67,10 +67,10 @@ def _mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
 
 @contextlib.contextmanager
 def spread_over(mesh: Mesh) -> Iterator[None]:
-  """While entered, what is compiled splits activations as LOGICAL_AXIS_RULES say.
+  """While entered, compiled programs split activations as LOGICAL_AXIS_RULES say.
 
-  Without it the compiler is free to, and under fsdp brings together batches in place
-  of weights. Not for `init`, whose arrays `place` lays out.
+  Without it the compiler decides, and under fsdp it gathers batches instead of weights.
+  Not for `init`: the shardings of its arrays come from `with_shardings`.
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
     yield
@@ -90,19 +90,19 @@ def require_fit(model: GPT2Config, mesh: Mesh) -> None:
       )
 
 
-def place(named: Any, mesh: Mesh) -> Any:
-  """A tree of abstract arrays with axis names -> the same unnamed, with shardings.
+def with_shardings(named: Any, mesh: Mesh) -> Any:
+  """A tree of abstract arrays with axis names -> the same with shardings, unnamed.
 
-  Arrays without names (step counters, keys) are copied to every device. So is a
-  vocabulary in the direction of `tensor` where the devices there cannot share it
-  equally, as GPT-2's 50,257 tokens; its logits are split all the same.
+  Arrays without names (step counters, keys) are copied to every device. A vocabulary
+  that `tensor` does not divide, as GPT-2's 50,257 tokens, is copied along `tensor`; its
+  logits are split all the same.
   """
 
-  def place_node(node: Any) -> Any:
+  def of_node(node: Any) -> Any:
     names = node.names if isinstance(node, nn.LogicallyPartitioned) else ()
     axes = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES) or ()
 
-    def place_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+    def of_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
       shared = [
         None if name == "vocab" and size % mesh.shape[axis] else axis
         for name, size, axis in zip(names, leaf.shape, axes, strict=names != ())
@@ -110,16 +110,16 @@ def place(named: Any, mesh: Mesh) -> Any:
       sharding = NamedSharding(mesh, PartitionSpec(*shared))
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(place_leaf, nn.meta.unbox(node))
+    return jax.tree.map(of_leaf, nn.meta.unbox(node))
 
   def is_named(node: Any) -> bool:
     return isinstance(node, nn.LogicallyPartitioned)
 
-  return jax.tree.map(place_node, named, is_leaf=is_named)
+  return jax.tree.map(of_node, named, is_leaf=is_named)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows of a batch, split over all devices that hold a copy or part of one."""
+  """Rows of a batch, split over `data` and `fsdp`."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
@@ -148,9 +148,9 @@ def put_batch(rows: Batch, sharding: Sharding, batch_size: int) -> dict[str, jax
 
 
 def put_parts(whole: np.ndarray, sharding: Sharding) -> jax.Array:
-  """An array that each process puts on its own devices, as far as they hold it.
+  """An array of which each process puts the parts that its own devices hold.
 
-  What `whole` has elsewhere does not count, and may differ from process to process.
+  The rest of `whole` is not used, and may differ from process to process.
   """
   with jax.transfer_guard_host_to_device("allow"):  # jax does not call this explicit
     return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)

@@ -14,7 +14,7 @@ class Profile:
   """Traces steps FIRST to LAST into a folder that TensorBoard and Perfetto open."""
 
   def __init__(self, folder: str, start_step: int):
-    traces = folder and jax.process_index() == 0  # one of several processes will do
+    traces = folder and jax.process_index() == 0  # of several processes only the first
     self._folder = pathlib.Path(folder) if traces else None
     self._start_step, self._tracing = start_step, False
     if self._folder:
@@ -38,7 +38,7 @@ class Profile:
       self._tracing = True
 
   def after(self, step: int, done: Any) -> None:
-    """And when it has been sent off; `done` is a part of its result."""
+    """To be called when a step is dispatched; `done` is a part of its result."""
     if self._tracing and step - self._start_step == LAST:
       jax.block_until_ready(done)
       self.__exit__()

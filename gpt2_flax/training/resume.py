@@ -4,8 +4,8 @@ from typing import Any
 
 from gpt2_flax.training.config import ExperimentConfig, TEXTS
 
-# Nothing that would change the run's numbers by more than rounding (scan_layers changes
-# what dropout draws, too), except that the run may go on for longer.
+# Keys that change the run's numbers by no more than rounding (scan_layers also changes
+# what dropout draws), and the key that lets it go on for longer.
 MAY_CHANGE = (
   "profile",
   "eval",

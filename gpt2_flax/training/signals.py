@@ -16,12 +16,12 @@ _largest = jax.jit(jnp.max)
 class StopSignals:
   """While entered, and once a step has been taken, SIGTERM and SIGINT are noted.
 
-  Before that there is nothing to save, and what they did they still do. A second one
-  ends the process on the spot, as would SIGKILL: checkpoints are atomic.
+  Before the first step there is nothing to save, so their handlers stay as they were.
+  A second signal ends the process at once, as SIGKILL would: checkpoints are atomic.
 
   Attributes:
-    received: what this process was sent, or None.
-    agreed_on: what all processes know of, or None.
+    received: the signal that this process was sent, or None.
+    agreed_on: the signal that all processes know of, or None.
   """
 
   def __init__(self):
@@ -45,11 +45,11 @@ class StopSignals:
       signal.signal(number, signal.SIG_DFL)
 
   def agreed(self) -> signal.Signals | None:
-    """What to stop for; to be asked before each step.
+    """The signal to stop for; to be asked before each step.
 
-    Several processes get the same answer before the same step: each time they begin to
-    gather what they have received, and read what they gathered the time before, for
-    which no device has to wait.
+    Several processes get the same answer before the same step. Each call begins to
+    gather the signals received, and reads what the call before has gathered, so no
+    device has to wait.
     """
     self._num_asked += 1
     if self._num_asked == 2:  # a step has been taken

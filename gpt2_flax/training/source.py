@@ -17,7 +17,7 @@ from gpt2_flax.registry import not_imported
 from gpt2_flax.tokenizer import KINDS, read_tokenizer, Tokenizer, tokenizer_json
 from gpt2_flax.training.config import ExperimentConfig, from_dict
 from gpt2_flax.training.kept import read_params, saved_steps
-from gpt2_flax.training.mesh import one_device_mesh, place, put_parts
+from gpt2_flax.training.mesh import one_device_mesh, put_parts, with_shardings
 from gpt2_flax.transformer import GPT2
 
 
@@ -80,7 +80,7 @@ def load_run(
   params = jax.eval_shape(
     model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), "int32")
   )
-  abstract = place(params, one_device_mesh())
+  abstract = with_shardings(params, one_device_mesh())
   return model, read_params(workdir / "checkpoints", abstract, step), tokenizer
 
 

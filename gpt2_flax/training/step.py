@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
 from gpt2_flax.training.loss import Batch, Loss, summed_loss
-from gpt2_flax.training.mesh import place, require_fit
+from gpt2_flax.training.mesh import require_fit, with_shardings
 from gpt2_flax.transformer import GPT2
 
 LOSS_MEAN_STEPS = 50  # how far back the running mean of the loss reaches, about
@@ -70,7 +70,9 @@ def abstract_state(
   """
   require_fit(model.config, mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return place(jax.eval_shape(lambda key: _init(model, optimizer, key), key), mesh)
+  return with_shardings(
+    jax.eval_shape(lambda key: _init(model, optimizer, key), key), mesh
+  )
 
 
 def init_state(

@@ -1,10 +1,10 @@
-"""Where one of several processes dies or stalls, the others end too, and say why.
+"""When one of several processes dies or stalls, the others end too, and say why.
 
-Left alone they would wait for it in the next collective, until jax's coordination
-service ends them with a dump of its own C++ stack, from which nobody learns who died.
-A callback that it takes instead ends the process as well: it is given a status that jax
-cannot make a Python object of (`std::bad_cast`, jax 0.10). So each process watches the
-others itself, and is quicker.
+Without this they would wait for it in the next collective, until jax's coordination
+service ends them with a dump of its C++ stack, which does not say who died. The
+service can call a Python function instead, but that ends the process too: jax cannot
+convert the function's argument (`std::bad_cast`, jax 0.10). So each process watches the
+others itself, and finds out sooner.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ import time
 from typing import Any, NoReturn
 
 BEAT_SECONDS = 2  # between signs of life
-SILENT_SECONDS = 20  # without one, and a process counts as dead
-_said = threading.Lock()  # taken once and kept: the last line is said by one thread
+SILENT_SECONDS = 20  # without a sign of life, after which a process counts as dead
+_said = threading.Lock()  # never released: only one thread writes the last line
 
 
 def end(message: str, with_stacks: bool = False) -> NoReturn:
-  """One line, exit code 1; from any thread, whatever the others wait for.
+  """Ends with one line and exit code 1, from any thread, whatever others wait for.
 
   Args:
-    with_stacks: what each thread was at follows the line.
+    with_stacks: the stack of each thread follows the line.
   """
   _said.acquire()
   print(f"error: {message}", file=sys.stderr, flush=True)
@@ -36,7 +36,7 @@ def end(message: str, with_stacks: bool = False) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-  """Ends with a code and no farewell to the other processes."""
+  """Ends with a code, and does not wait for the other processes."""
   _said.acquire()
   sys.stdout.flush()
   sys.stderr.flush()
@@ -54,10 +54,10 @@ def _end_without(processes: str) -> NoReturn:
 class Watch:
   """Gives a sign of life and looks for those of the others, beat by beat.
 
-  In threads of its own, which neither a compilation nor a collective holds up.
+  It has threads of its own, which neither a compilation nor a collective holds up.
 
   Attributes:
-    leaving: to be set before this process says good-bye to the others.
+    leaving: to be set before this process disconnects from the others.
   """
 
   def __init__(self, process_id: int, num_processes: int):
@@ -69,7 +69,7 @@ class Watch:
     """Begins, once all processes are there.
 
     Args:
-      client: of jax's coordination service, whose keys and values all can see.
+      client: of jax's coordination service, whose keys all processes can read.
     """
     self._heard = time.monotonic()
     self._beating = True
@@ -92,28 +92,29 @@ class Watch:
           last[name] = (beat, now)
       silent = [name for name, (_, at) in last.items() if now - at > SILENT_SECONDS]
       if silent:
-        if self._process_id == 0:  # holds the keys: the others shall see them too
+        if self._process_id == 0:  # it holds the keys, which the others must still read
           time.sleep(2 * BEAT_SECONDS)
         _end_without(", ".join(silent))
       if self.leaving.wait(BEAT_SECONDS):
         return
 
-  def door(self, coordinator: str) -> str:
-    """A local address that leads to process 0 at another.
+  def proxy(self, coordinator: str) -> str:
+    """A local address that forwards to process 0, which is at `coordinator`.
 
-    jax's client ends its process the moment its connection breaks. Behind this door it
-    never sees that: what is seen here ends the process first.
+    jax's client ends its process the moment its connection breaks. Its connection to
+    this proxy does not break: the proxy sees that process 0 is gone, and ends the
+    process itself, with a line that says so.
     """
     host, _, port = coordinator.rpartition(":")
     target = host.strip("[]"), int(port)
     _connect(target).close()  # process 0 may be slower to start than this one
-    door = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=self._serve, args=(door, target), daemon=True).start()
-    return f"127.0.0.1:{door.getsockname()[1]}"
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=self._serve, args=(server, target), daemon=True).start()
+    return f"127.0.0.1:{server.getsockname()[1]}"
 
-  def _serve(self, door: socket.socket, target: tuple[str, int]) -> None:
+  def _serve(self, server: socket.socket, target: tuple[str, int]) -> None:
     while True:
-      near, _ = door.accept()
+      near, _ = server.accept()
       far = _connect(target)
       closed = threading.Event()
       for way in (self._outward, self._inward):
@@ -122,7 +123,7 @@ class Watch:
   def _outward(
     self, near: socket.socket, far: socket.socket, closed: threading.Event
   ) -> None:
-    with contextlib.suppress(OSError):  # if it is far that breaks, _inward sees it too
+    with contextlib.suppress(OSError):  # if `far` breaks, `_inward` sees it too
       while data := near.recv(2**16):
         far.sendall(data)
       closed.set()
@@ -155,7 +156,7 @@ class Watch:
 
 
 def _connect(target: tuple[str, int]) -> socket.socket:
-  """Tries until it works; somebody else has an eye on the clock."""
+  """Tries until it works; the timer in `processes._meet` ends the process in time."""
   while True:
     try:
       return socket.create_connection(target, timeout=SILENT_SECONDS)

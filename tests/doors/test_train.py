@@ -92,6 +92,8 @@ class BadInputTest(TrainTest):
     ("--config=configs/nope.py", "configs/nope.py: no such file"),
     ("--config=configs/gpt2.py:huge", "'huge': allowed: large, medium, small, xl"),
     ("--config.train.num_steps=many", "'many': must be an integer"),
+    ("--config.=8", "unknown key in config ''"),
+    ("--config.model.num_heads.x=8", "model.num_heads is a value, not a section"),
     ("--config.model.embed_dim=65", "65: must be divisible by model.num_heads"),
     ("--config.mesh.tensor=3", "must be the number of devices, which is 1"),
     ("--workdir=/proc/run", "--workdir=/proc/run cannot be written"),

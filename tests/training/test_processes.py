@@ -202,10 +202,10 @@ SLURM = {
 }
 
 
-class PlaceTest(chex.TestCase):
+class FindProcessTest(chex.TestCase):
   def find(self, environment, *flags):
     with mock.patch.dict(os.environ, environment, clear=True):
-      return processes.find_place(*flags)
+      return processes.find_process(*flags)
 
   def test_by_default_a_process_is_on_its_own(self):
     self.assertIsNone(self.find({}, None, None, None))
@@ -214,13 +214,13 @@ class PlaceTest(chex.TestCase):
       self.assertIsNone(self.find(SLURM | alone, None, None, None))
 
   def test_flags_say_it(self):
-    expected = processes.Place("host:1234", 3, 2)
+    expected = processes.Process("host:1234", 3, 2)
     self.assertEqual(self.find({}, "host:1234", 3, 2), expected)
     self.assertEqual(self.find(SLURM, "host:1234", 3, 2), expected)
 
   def test_slurm_says_it(self):
-    place = self.find(SLURM, None, None, None)
-    self.assertEqual(place, processes.Place("gpu07:61441", 4, 2, [0]))
+    process = self.find(SLURM, None, None, None)
+    self.assertEqual(process, processes.Process("gpu07:61441", 4, 2, [0]))
 
   def test_an_environment_that_cannot_be_read(self):
     with self.assertRaisesRegex(InputError, "cannot be found out .*--coordinator"):
@@ -244,14 +244,14 @@ class PlaceTest(chex.TestCase):
 class MeetTest(chex.TestCase):
   @parameterized.parameters(0, 1)
   def test_nobody_waits_for_ever(self, process_id):
-    place = processes.Place(f"localhost:{free_port()}", 2, process_id)
+    process = processes.Process(f"localhost:{free_port()}", 2, process_id)
     code = (
       "from gpt2_flax.training import processes\n"
       "processes.MEET_SECONDS = 2\n"
-      f"with processes.joined(processes.{place}): pass\n"
+      f"with processes.joined(processes.{process}): pass\n"
     )
     ended = forked.finish(forked.start("-c", code))
     self.assertEqual(ended.returncode, 1)
-    line = f"error: 2 processes did not meet at {place.coordinator} within 2 s: "
+    line = f"error: 2 processes did not meet at {process.coordinator} within 2 s: "
     self.assertStartsWith(ended.stderr, line)
     self.assertEqual(ended.stderr.count("\n"), 1, ended.stderr)

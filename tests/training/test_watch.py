@@ -101,7 +101,7 @@ class BeatTest(chex.TestCase):
     self.assertEqual(self.ended_without, named)
 
 
-class DoorTest(chex.TestCase):
+class ProxyTest(chex.TestCase):
   """What leads to process 0, and sees it go."""
 
   def setUp(self):
@@ -112,9 +112,9 @@ class DoorTest(chex.TestCase):
     self.server = self.enterContext(socket.create_server(("127.0.0.1", 0)))
     self.watching = Watch(1, 2)
     host, port = self.server.getsockname()
-    door = self.watching.door(f"{host}:{port}")
+    proxy = self.watching.proxy(f"{host}:{port}")
     self.server.accept()[0].close()  # it has looked whether process 0 is there
-    host, _, port = door.rpartition(":")
+    host, _, port = proxy.rpartition(":")
     self.near = self.enterContext(socket.create_connection((host, int(port)), 20))
     self.far = self.enterContext(self.server.accept()[0])
     self.addCleanup(self.watching.leaving.set)  # first: its threads end nothing later

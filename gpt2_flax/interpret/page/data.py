@@ -48,9 +48,9 @@ def page_data(
 
   Args:
     tokens: the text, at least one id; the page shows the first of them.
-    title: what the reader knows the model by.
-    dataset: that the model was trained on, for its oracle, and for head scores on its
-      validation windows; without it they are measured on the text itself.
+    title: the model's name for the reader.
+    dataset: what the model was trained on. Its oracle is shown, and head scores are
+      measured on its validation windows; without it, on the text itself.
 
   Raises:
     InputError: there are no tokens.
@@ -181,7 +181,7 @@ def _arrays(run: Trace, num_layers: int) -> dict[str, Any]:
 
 
 def _norms(run: Trace) -> dict[str, Any]:
-  """Lengths of whole vectors, [L][T]; the page may have but a part of them."""
+  """Lengths of whole vectors, [L][T]; the page may have only a part of each vector."""
 
   def norms(value: jax.Array | None) -> list | None:
     if value is None:
@@ -194,7 +194,7 @@ def _norms(run: Trace) -> dict[str, Any]:
 
 
 def _lens(model: Any, params: Any, run: Trace, tokens: Sequence[int]) -> dict[str, Any]:
-  """The logit lens: the likeliest tokens [L + 1][T][5], and the one that came."""
+  """The logit lens: the likeliest tokens [L + 1][T][5], and the one that came next."""
   read = jax.jit(lambda params, run: logit_lens(model, params, run))
   logits = np.asarray(read(params, run)[:, 0])
   probabilities = _softmax(logits.astype(np.float64))
@@ -211,9 +211,9 @@ def _lens(model: Any, params: Any, run: Trace, tokens: Sequence[int]) -> dict[st
 
 
 def _next_tokens(logits_TV: np.ndarray) -> dict[str, Any]:
-  """The likeliest tokens' logits, and what all others weigh at each temperature.
+  """The likeliest tokens' logits, and the log-sum of all others at each temperature.
 
-  So the page can divide by the exact sum, with a big vocabulary too.
+  With it the page divides by the exact sum, for a big vocabulary too.
   """
   order = np.argsort(-logits_TV, axis=-1, kind="stable")
   ids, others = order[:, :MAX_VOCABULARY], order[:, MAX_VOCABULARY:]

@@ -1,4 +1,4 @@
-"""Puts the page together: one file that asks nobody for anything."""
+"""Puts the page together: one file that loads nothing else."""
 
 import base64
 import hashlib
@@ -27,9 +27,8 @@ _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 def render_page(data: dict[str, Any], config: GPT2Config) -> str:
   """The HTML of `page_data`'s values.
 
-  A content security policy lets the page run the very script and styles that are in
-  it, by their hashes, and nothing else; data come as JSON, and the script makes text
-  nodes of them.
+  A content security policy allows the script and the styles in the page by their
+  hashes, and nothing else. Data come as JSON, and the script shows them as text nodes.
   """
   script = "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)
   script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
