@@ -18,7 +18,7 @@ from gpt2_flax.doors import DOORS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "gpt2_flax"
-OUTSIDE = {"configs", "lessons", "benchmarks", "tests", *DOORS}
+OUTSIDE = {"configs", "examples", "lessons", "benchmarks", "tests", *DOORS}
 # Each may import what stands in the rows below its own, and from within itself.
 ROWS = [row.split() for row in (
   "__main__",
