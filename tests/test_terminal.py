@@ -1,4 +1,4 @@
-"""What files say commands no terminal, and errors stay one line."""
+"""Text from files cannot control a terminal, and errors stay one line."""
 
 from absl.testing import parameterized
 import chex

@@ -1,4 +1,4 @@
-"""How a door ends when it is interrupted, or nobody reads it any more."""
+"""How a door ends when it is interrupted, or when its reader closes the pipe."""
 
 import pathlib
 import signal

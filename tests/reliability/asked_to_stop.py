@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, whatever a run is at: nothing lost, soon gone, no noise."""
+"""SIGTERM and SIGINT in every phase of a run: nothing lost, a quick end, no noise."""
 
 from concurrent.futures import ThreadPoolExecutor
 import pathlib

@@ -1,4 +1,4 @@
-"""A run that is killed again and again, amid its saves, ends as one that never was."""
+"""A run that is killed again and again during saves ends as one that nobody killed."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What was saved from one model is not made to fit another."""
+"""What was saved from one model is refused for another, not made to fit."""
 
 from collections.abc import Iterator
 import json

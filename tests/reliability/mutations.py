@@ -1,4 +1,4 @@
-"""Damage with a purpose: bytes, JSON and safetensors that nobody should believe."""
+"""Damage with a purpose: bytes, JSON and safetensors that must not be believed."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""A run that was stopped, once or twice, ends bit for bit as one that never was."""
+"""A run that was stopped once or twice ends bit for bit as one that nobody stopped."""
 
 import pathlib
 import random

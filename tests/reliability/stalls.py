@@ -1,4 +1,4 @@
-"""One of two processes dies or stalls: the other does not wait for it for ever."""
+"""One of two processes dies or stalls: the other ends too, and says so."""
 
 from concurrent.futures import ThreadPoolExecutor
 import pathlib

@@ -1,4 +1,4 @@
-"""Two runs in one folder are one too many; a run that was killed is none."""
+"""A second run in a folder is refused, unless the first was killed."""
 
 import contextlib
 import multiprocessing

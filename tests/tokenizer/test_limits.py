@@ -1,4 +1,4 @@
-"""A tokenizer.json may ask for what real ones do, and not for all time and memory."""
+"""A tokenizer.json may ask for what real ones do, but not for endless time or memory."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The loop's meter: reads one step behind, so that the device never waits for it."""
+"""The loop's report: reads one step behind, so that the device never waits for it."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Signals are noted once there is something to save; a second one waits for nothing."""
+"""Signals are noted once there is something to save; a second one ends at once."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The watch says who is silent, and nothing of who has said good-bye.
+"""The watch names a process that is silent, but not one that has left on purpose.
 
 Real processes that are stopped and killed: `tests/reliability/stalls.py`.
 """
