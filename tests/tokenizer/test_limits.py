@@ -1,4 +1,4 @@
-"""A tokenizer.json may ask for what real ones do, but not for endless time or memory."""
+"""A tokenizer.json may ask for what real ones do, not for endless time or memory."""
 
 import base64
 import json
