@@ -62,7 +62,7 @@ class Registry(Mapping[str, Any]):
 
 
 def not_imported(field: str, name: str, where: str) -> InputError:
-  """What to say where a run has a part that nobody has added.
+  """The error for a run that has a part which was not added.
 
   Args:
     where: `origin` of the part, as the run's folder has it.

@@ -4,8 +4,8 @@
     python evaluate.py --pretrained=openai-community/gpt2 --text=book.txt --stride=512
 
 Each token is predicted from at least context_length - stride tokens before it (except
-at the text's beginning); a smaller stride costs more and gives each more to go by. The
-last line is JSON.
+at the text's beginning). A smaller stride costs more and gives each token more context.
+The last line is JSON.
 """
 
 import json
@@ -47,7 +47,7 @@ def main() -> int:
   loss, num_bytes = total / num_targets, len(text.encode())
   print(f"{num_targets:,} tokens predicted, {num_bytes:,} bytes")
   result = {
-    "loss": round(loss, 5),  # what is left does not depend on the batch size
+    "loss": round(loss, 5),  # further digits depend on the batch size
     "perplexity": round(math.exp(loss), 4),
     "bits_per_byte": round(total / num_bytes / math.log(2), 5),
     "tokens": num_targets,

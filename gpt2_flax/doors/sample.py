@@ -92,7 +92,7 @@ def main() -> int:
     for row, tokens in zip(rows, new, strict=True):
       row.extend(tokens)
     if len(rows) == 1:
-      # half a character is kept back until its other bytes are there
+      # a character is held back until all its bytes are there
       whole = tokenizer.decode(rows[0]).rstrip("\ufffd")
       _write(whole[printed:], end="")
       printed = len(whole)

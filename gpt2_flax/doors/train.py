@@ -47,4 +47,4 @@ def main() -> int:
   # Until the first step nothing is half written, and compiling may take minutes.
   command_line.leave_on_signals(on_the_spot=True)
   with processes.joined(process):
-    return command_line.guarded(train)  # an error's line must be out before it leaves
+    return command_line.guarded(train)  # prints an error before leaving

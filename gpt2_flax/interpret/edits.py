@@ -103,7 +103,7 @@ def make_edit(
 def ablate_heads(
   heads_LH: jax.typing.ArrayLike, value: jax.typing.ArrayLike = 0.0
 ) -> Edit:
-  """Takes away what heads say, or all of it but its mean.
+  """Replaces what heads write: by zero, or by another value such as their mean.
 
   Args:
     heads_LH: bool, True for those to ablate.
@@ -121,7 +121,7 @@ def scale_heads(scale_LH: jax.typing.ArrayLike) -> Edit:
 def patch(
   site: str, value: jax.typing.ArrayLike, mask: jax.typing.ArrayLike = True
 ) -> Edit:
-  """Puts another run's activation in the place of this one's (activation patching).
+  """Replaces an activation of this run by that of another (activation patching).
 
   Source: Vig et al. (2020), "Investigating Gender Bias in Language Models Using Causal
   Mediation Analysis", section 3; Meng et al. (2022), "Locating and Editing Factual
@@ -259,7 +259,7 @@ class EditedModel:
 def edited(
   model: Any, params: Any, edits: Sequence[Edit]
 ) -> tuple[EditedModel, dict[str, Any]]:
-  """A model and params that stand wherever those of a GPT2 do, with edits made.
+  """A model and params that can be used wherever those of a GPT2 can, with edits made.
 
   `generation.generate(*edited(model, params, edits), prompts, ...)` writes with them.
   There the prompts are read first, then each token alone (T is 1), so an edit must

@@ -63,7 +63,7 @@ def attention_entropy(weights: jax.Array) -> jax.Array:
 
 
 def induction_score(weights: jax.Array, tokens_BT: jax.typing.ArrayLike) -> jax.Array:
-  """How much queries look at what followed their own token before, 0 to 1.
+  """How much queries look at what followed an earlier copy of their token, 0 to 1.
 
   Prefix matching: "... A B ... A" looks at B. The mean over the queries whose token was
   there before, of their weight on all tokens that came right after it.
@@ -140,7 +140,7 @@ def head_ablation(
   """What the loss rises by when a head is taken away, each alone: float32 [L, H].
 
   It does not show what the head is for, and a small rise does not show that it does
-  nothing: where two heads do the same, each alone can be missed. Zero is a thing that
+  nothing: where two heads do the same, either can be left out. Zero is a value that
   later layers may never have seen; the mean takes away only what differs from token
   to token.
 

@@ -51,7 +51,7 @@ class LogitParts(NamedTuple):
 
   Attributes:
     token_embeddings: of the token that is read.
-    positions: of its place.
+    positions: of its position.
     heads: [L, H, ...], through their share of the output projection.
     attention_bias: [L, ...], the bias of that projection, which is no head's.
     mlp: [L, ...], biases included; None in a model without feed-forward.
@@ -118,7 +118,7 @@ def logit_attribution(
   tied = model.config.tied_embeddings
   table_VD = weights["token_embedding" if tied else "output_embedding"]["embedding"]
   scale_D, norm_bias_D = weights["final_norm"]["scale"], weights["final_norm"]["bias"]
-  # The norm subtracts the mean over D. So may the directions, to the same effect.
+  # The norm subtracts the mean over D; subtracting it from the directions is the same.
   read_VD = table_VD * scale_D[None]
   read_VD -= read_VD.mean(-1, keepdims=True)
   variance_BT = trace.residual_after[-1].astype(jnp.float32).var(-1)

@@ -82,7 +82,7 @@ PARTS = {
   SelfAttention: "heads",
   FeedForward: "feed_forward",
 }
-WHOLE_PASSES = (None, "__call__", "hidden", "extend")  # methods that come by all sites
+WHOLE_PASSES = (None, "__call__", "hidden", "extend")  # methods that reach all sites
 
 _SITES_OF: dict[tuple[str, str], list[str]] = {}  # by part and method
 for _name, _site in SITES.items():
@@ -98,7 +98,7 @@ def check_site(name: str) -> None:
 
 
 def plain(model: GPT2, params: Any) -> tuple[GPT2, dict[str, Any]]:
-  """The same model and params, with every layer and every step to be had.
+  """The same model and params, with every layer and every step of it visible.
 
   Stacked layers are taken apart. Flash attention has no scores and weights to show; the
   explicit one is its equal.
@@ -130,7 +130,7 @@ def run(
 
   Raises:
     InputError: an edit does not fit the model or this call, or a whole pass of the
-      model never came by its site; or by that of a tap, unless all are asked for.
+      model never reached its site. The same for a tap, unless all taps are asked for.
   """
   model, params = plain(model, params)
   functions: dict[str, list[Callable]] = {}
@@ -258,9 +258,9 @@ def _intercepted(
 def _outermost(interceptor: Callable) -> Iterator[None]:
   """As `nn.intercept_methods`, but around those that are entered already.
 
-  What an interceptor of the caller's makes of a step is what flows on, so that it must
-  be seen here. Flax puts a new one inside of the others, and has no public name for
-  another order.
+  If the caller has interceptors, the model goes on with what they return, so ours must
+  see that value. Flax puts a new interceptor inside of the others, and has no public
+  name for another order.
   """
   stack = flax_module._global_interceptor_stack
   others = [stack.pop() for _ in range(len(stack))][::-1]

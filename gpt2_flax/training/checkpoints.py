@@ -25,15 +25,15 @@ HISTORY = (
 class _SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
   """A folder that orbax fills; a checkpoint gets its name once it has a manifest.
 
-  In place of orbax's own last words (that the commit was a success, and when), which
-  would come too late for the manifest.
+  This replaces orbax's last step, which notes that the commit was a success, and when:
+  that file would be written too late for the manifest.
   """
 
   async def finalize(self) -> None:
     if self._checkpoint_metadata_store:  # writes its file in a thread of its own
       self._checkpoint_metadata_store.wait_until_finished()
     temporary, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
-    if final.name.isdecimal():  # the whole, not one of its items
+    if final.name.isdecimal():  # the whole checkpoint, not one of its items
       (temporary / MANIFEST).write_bytes(manifest(temporary))
       sync_and_rename(temporary, final)
     else:
@@ -58,7 +58,7 @@ def _manager(folder: pathlib.Path, preservation: Any) -> ocp.CheckpointManager:
       save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
       preservation_policy=preservation,
       cleanup_tmp_directories=True,
-      lightweight_initialize=True,  # no word of a checkpoint is believed unchecked
+      lightweight_initialize=True,  # reads nothing of a checkpoint before it is checked
       temporary_path_class=_SealedFolder,
     ),
   )
@@ -135,7 +135,7 @@ class Checkpoints:
       self._manager.save(self._saving, args=_as_args(state, about))
 
   def wait(self) -> None:
-    """Until all that was saved is whole on disk.
+    """Waits until all that was saved is whole on disk.
 
     Raises:
       RunError: the last save has failed.
@@ -166,7 +166,7 @@ class Checkpoints:
   def _failing_as_one_line(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # whatever orbax, and what it writes with, may raise
+    except Exception as error:  # whatever orbax or tensorstore may raise
       known = os_error(error)
       reason = known.strerror if known else (str(error) or repr(error)).splitlines()[0]
       raise RunError(
@@ -184,20 +184,20 @@ class Checkpoints:
 
     Raises:
       InputError: it holds another state than `abstract`; names the first array.
-      RunError: there are checkpoints, all of them damaged; or its files are what its
-        manifest says, and yet no checkpoint.
+      RunError: all checkpoints are damaged; or the files of one agree with its manifest
+        and still cannot be read.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       folder = self._folder / str(step)
-      # One process looks, all hear of it, before orbax makes them wait for one another
+      # One process checks and tells all, before orbax makes them wait for each other
       damaged = damage(folder) if jax.process_index() == 0 else None
       if processes.everywhere(damaged is None):
         try:
           return self._read(step, abstract)
         except InputError:
           raise
-        except Exception as error:  # its manifest was made to fit, or another version
+        except Exception as error:  # a forged manifest, or another version of orbax
           reason = (str(error).strip() or repr(error)).splitlines()[0]
           raise RunError(f"checkpoint {folder} cannot be read: {reason}") from error
       if damaged:
@@ -222,7 +222,7 @@ class Checkpoints:
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
     items = ocp.args.Composite(about=ocp.args.JsonRestore())
     about = self._manager.restore(step, args=items)["about"]
-    # orbax would cast to make it fit, and refuses other shapes at length
+    # orbax would cast other dtypes in silence, and refuse other shapes in many lines
     check_arrays(self._folder / str(step), about["leaves"], array_names(abstract))
     items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     state = self._manager.restore(step, args=items)["state"]

@@ -62,8 +62,8 @@ class TrainConfig:
     log_every_steps: how often metrics are written.
     max_skipped_steps: how many bad steps may be left out, in all; one more stops the
       run. A step is bad if its loss or its gradient is not finite.
-    max_loss_jump: or if its loss is this many nats above the mean of those before it;
-      0 for no such limit.
+    max_loss_jump: a step is bad too if its loss is this many nats above the mean of the
+      losses before it; 0 for no such limit.
   """
 
   num_steps: int

@@ -42,7 +42,7 @@ class Evaluator:
     self._steps = {"val/loss": make_eval_step(model)}
     if loss is not summed_loss:
       self._steps["val/objective"] = make_eval_step(model, loss)
-    self._plain_model = GPT2(model.config.plain)  # decoding wants layers unrolled
+    self._plain_model = GPT2(model.config.plain)  # generation needs its layers apart
     self._batch_size = config.train.batch_size
     self._rows = held_rows(sharding, self._batch_size)
     self._windows = validation_windows(
@@ -55,7 +55,7 @@ class Evaluator:
     if self._dataset.next_token_probabilities(self._first_token) is None:
       return None
     windows = self._windows
-    if len(self._rows) < self._batch_size:  # other processes have the others
+    if len(self._rows) < self._batch_size:  # other processes have the other rows
       windows = validation_windows(self._dataset, self._config.eval.num_windows)
     return floor(self._dataset, windows[windows[:, 0] >= 0])
 
@@ -86,8 +86,8 @@ class Evaluator:
     start_id = self._dataset.tokenizer.start_id
     prompt = [start_id if start_id is not None else int(self._first_token[0])]
     with (
-      jax.transfer_guard("allow"),  # a prompt and its text do cross over
-      nn.logical_axis_rules(()),  # and its rows may be fewer than devices
+      jax.transfer_guard("allow"),  # prompt and text move between host and device
+      nn.logical_axis_rules(()),  # there may be fewer rows than devices
     ):
       rows = generation.generate(
         self._plain_model,
@@ -106,7 +106,7 @@ class Evaluator:
     return self._dataset.tokenizer.decode(self.samples(params, 1, seed)[0].tolist())
 
   def possible_share(self, params: Any, num_samples: int, seed: int) -> float | None:
-    """The share of samples that the oracle holds possible, token by token.
+    """The share of samples in which the oracle allows every token.
 
     For the grammar: the share of grammatical texts. None without an oracle.
     """

@@ -63,11 +63,11 @@ FREE_OF_WEIGHTS = ("attention", "dropout_rate", "dtype", "scan_layers", "remat")
 
 
 def _with_source(values: dict[str, Any], source: GPT2Config) -> dict[str, Any]:
-  """Model keys where the weights' own fill in what is not given, or given as 0."""
+  """The model's keys, from the weights' own where a key is not given or is 0."""
   merged = dataclasses.asdict(source)
   for name, value in values.items():
     if name in FREE_OF_WEIGHTS or name not in merged:
-      merged[name] = value  # no matter of the weights, or refused by name later
+      merged[name] = value  # does not concern the weights, or is refused later
     elif name == "context_length" and type(value) is int and value:
       if value > source.context_length:
         raise InputError(

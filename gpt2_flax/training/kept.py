@@ -77,7 +77,7 @@ def _read_params(folder: pathlib.Path, abstract_params: Any) -> Any:
       )
   except InputError:
     raise
-  except Exception as error:  # its manifest was made to fit, or another version
+  except Exception as error:  # a forged manifest, or another version of orbax
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     raise RunError(f"checkpoint {folder} cannot be read: {reason}") from error
   return restored["params"]

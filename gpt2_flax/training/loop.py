@@ -113,7 +113,7 @@ def train(
     optimizer: any of optax; None for the one that config.optimizer describes.
     on_eval: called at each evaluation, in every process. Its measures go to
       metrics.jsonl, TensorBoard and the progress bar. The model's layers are unstacked.
-      The params are given up at the next step: copy what you keep of them.
+      The next step reuses the memory of the params: copy what you want to keep.
     write: called with each step that has metrics, and its metrics, in process 0. Steps
       after the last checkpoint come again when an interrupted run goes on.
 
@@ -134,7 +134,7 @@ def train(
     schedule = learning_rate_schedule(config.optimizer, num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
   abstract = abstract_state(model, optimizer, mesh)
-  plain_model = GPT2(config.model.plain)  # as it begins, and is saved: layers unstacked
+  plain_model = GPT2(config.model.plain)  # initialised and saved so: layers unstacked
   plain_abstract = abstract_state(plain_model, optimizer, mesh)
   train_step = make_train_step(
     model,
@@ -147,7 +147,7 @@ def train(
   )
   evaluator = Evaluator(model, dataset, config, sharding, loss)
   batch_size = config.train.batch_size
-  rows = held_rows(sharding, batch_size)  # which this process reads of each batch
+  rows = held_rows(sharding, batch_size)  # those of each batch that this process reads
   batches = train_batches(dataset, batch_size, config.train.seed, rows)
 
   with contextlib.ExitStack() as stack:
@@ -203,7 +203,7 @@ def train(
       report.evaluated(step, values, measures, sample)
 
     def save() -> None:
-      report.flush()  # raises if this step was one bad one too many
+      report.flush()  # raises if this was one bad step too many
       checkpoints.save(unstack_layers(state), batches.get_state(), config.to_dict())
       bad_steps.last_saved = step
 
@@ -216,7 +216,7 @@ def train(
 
     # --- The loop ----------------------------------------------------------------
     stack.enter_context(spread_over(mesh))
-    # Whatever it moves between host and device, it moves by name.
+    # Arrays move between host and device only where the code says so.
     stack.enter_context(jax.transfer_guard("disallow"))
     while step < num_steps and not stop.agreed():
       waited = time.perf_counter()
@@ -256,10 +256,10 @@ def train(
 def _with_own(
   config: ExperimentConfig, loss: Loss, optimizer: optax.GradientTransformation | None
 ) -> ExperimentConfig:
-  """The config, which says of a loss and an optimizer that they are the caller's."""
+  """The config, with a note of a loss and an optimizer that the caller gave."""
   own = dict(config.own)
   if loss is not summed_loss:
     own["loss"] = origin(loss)
   if optimizer is not None:
-    own["optimizer"] = "train:optimizer"  # functions of optax, which say no more
+    own["optimizer"] = "train:optimizer"  # made of functions of optax, without a name
   return dataclasses.replace(config, own=own)

@@ -117,7 +117,7 @@ def _loss_and_gradients(
   targets_BT: jax.Array,
   num_devices: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The same loss, and its gradients in hidden_BTD and embedding_VD on the side."""
+  """The same loss, and its gradients in hidden_BTD and embedding_VD."""
   table_VD = _aligned(embedding_VD, hidden_BTD.dtype)
 
   def add(sums: tuple, chunk: Chunk) -> tuple[tuple, jax.Array]:
@@ -158,7 +158,7 @@ def _loss_and_slopes(
   logits_BTV -= most_BT1
   log_sum_BT1 = jnp.log(jnp.exp(logits_BTV).sum(-1, keepdims=True))
   losses_BT1 = log_sum_BT1 - (at_target_BT1 - most_BT1)
-  # A second exp, so that the first is summed on the fly and not kept.
+  # exp is computed twice, so that the first result is summed at once and not kept.
   slopes_BTV = jnp.exp(logits_BTV - log_sum_BT1) - (token_11V == target_BT1)
   counts_BT1 = targets_BT[..., None] >= 0
   return (
@@ -218,8 +218,8 @@ def _over_chunks(
       outs = jax.lax.dynamic_update_slice_in_dim(outs, out, i * columns, axis=1)
     return i + 1, sums, outs
 
-  # A while loop: of a scan, JAX's derivative would compute before the loop, and keep,
-  # all that is the same in each chunk, in arrays as large as the chunk's logits.
+  # A while loop: the derivative of a scan would compute before the loop what all chunks
+  # share, and keep it in arrays as large as a chunk's logits.
   out = jax.eval_shape(add, init, chunk(0))[1]
   outs = None if out is None else jnp.zeros_like(padded[0], out.dtype)
   _, sums, outs = jax.lax.while_loop(

@@ -7,7 +7,7 @@ MANIFEST = "SHA256SUMS"
 
 
 def manifest(folder: pathlib.Path) -> bytes:
-  """What `sha256sum` says of every file in a folder, but of the manifest itself."""
+  """What `sha256sum` prints for all files in a folder except the manifest."""
   lines = []
   for path in sorted(folder.rglob("*")):
     name = path.relative_to(folder).as_posix()

@@ -76,8 +76,8 @@ class MetricsWriter:
 class _Events:
   """A file that TensorBoard reads.
 
-  tensorboardX's own writer has a thread for it, which a full disk ends with a stack
-  dump, and then the training blocks; this one raises.
+  tensorboardX's own writer uses a thread. A full disk ends that thread with a stack
+  dump, and then the training blocks. This writer raises.
   """
 
   def __init__(self, folder: pathlib.Path, purge_step: int):
@@ -87,7 +87,7 @@ class _Events:
       folder.mkdir(exist_ok=True)
     except OSError as error:
       raise cannot_write(folder, error) from error
-    start = SessionLog(status=SessionLog.START)  # what was there from this step on goes
+    start = SessionLog(status=SessionLog.START)  # drops what is there from this step on
     self._append(
       Event(file_version="brain.Event:2"), Event(step=purge_step, session_log=start)
     )
@@ -113,7 +113,7 @@ class _Events:
 
 
 def _append(path: pathlib.Path, content: bytes) -> None:
-  # Opened each time: a file that stays open would fail once more when it is closed.
+  # Opened each time: a file left open after an error would raise again when closed.
   try:
     with path.open("ab") as file:
       file.write(content)

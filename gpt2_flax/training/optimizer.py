@@ -23,7 +23,7 @@ def _map_named(function: Any, params: Any) -> Any:
   """Maps function(name, leaf), where name is the parameter's own: "kernel", ..."""
 
   def named(path: tuple, leaf: jax.Array) -> Any:
-    # the last dict key; params fresh from `init` end on their box's attribute
+    # the last dict key, since a path into params with axis names ends on an attribute
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
     return function(names[-1], leaf)
 

@@ -1,4 +1,4 @@
-"""Of a save or a read that fails, one error and no more."""
+"""Makes a save or a read that fails print one error only."""
 
 import pathlib
 import sys
@@ -12,9 +12,9 @@ import orbax.checkpoint as ocp
 def quiet_orbax() -> None:
   """A failure is raised as one error, and nothing else is printed about it.
 
-  Otherwise orbax logs the error too, with its stack. And of the other arrays that were
-  being written or read, each fails as well or is not begun, and Python or tensorstore
-  prints a line about each.
+  Otherwise orbax logs the error too, with its stack. The other arrays of the same save
+  or read then fail as well or are not begun, and Python or tensorstore prints a line
+  about each of them.
   """
   array = "(async_serialize_from_host|Store._get_array_metadatas|_read_array_index)"
   never = f"coroutine '{array}.* was never awaited"

@@ -1,4 +1,4 @@
-"""What a run tells: each step's metrics go to the files, and to who is watching."""
+"""What a run tells: each step's metrics go to the files and to the screen."""
 
 from collections.abc import Mapping
 import math
@@ -119,5 +119,5 @@ def checked_measures(measures: Any) -> dict[str, float]:
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
-  """Without those that JSON cannot say: nan and the infinities."""
+  """Without the values that JSON does not have: nan and the infinities."""
   return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -22,7 +22,7 @@ from gpt2_flax.transformer import GPT2
 
 
 def is_run(folder: pathlib.Path) -> bool:
-  """Whether train.py wrote this folder; else it may be in Hugging Face's layout."""
+  """Whether train.py wrote this folder; if not, it may be in Hugging Face's layout."""
   return (folder / "checkpoints").is_dir()
 
 
@@ -97,7 +97,7 @@ def read_run_config(workdir: pathlib.Path) -> ExperimentConfig:
 
 
 def load_dataset(workdir: pathlib.Path) -> Dataset | None:
-  """What a run was trained on; None where its file is not there as it was."""
+  """What a run was trained on; None where its data are missing or have changed."""
   config = read_run_config(workdir)
   try:
     dataset = config.data.make(config.model.context_length)

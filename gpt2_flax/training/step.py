@@ -16,7 +16,7 @@ from gpt2_flax.training.loss import Batch, Loss, summed_loss
 from gpt2_flax.training.mesh import require_fit, with_shardings
 from gpt2_flax.transformer import GPT2
 
-LOSS_MEAN_STEPS = 50  # how far back the running mean of the loss reaches, about
+LOSS_MEAN_STEPS = 50  # about how many steps the running mean of the loss covers
 
 
 class TrainState(struct.PyTreeNode):
@@ -114,23 +114,22 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """(state, batch) -> (state, metrics), jitted; the old state's memory is reused.
 
-  The loss is the mean over all targets of the batch that count; `loss` says how large
-  their sum is, and how many they are. With accumulation,
-  gradients of the sum are added up and divided once, so that pieces with fewer
-  targets do not weigh more.
+  The loss is the mean over all targets of the batch that count; `loss` gives their sum
+  and their number. With accumulation, gradients of the sum are added up and divided
+  once, so that pieces with fewer targets do not weigh more.
 
   A bad batch leaves params and optimizer state as they were: one whose loss or gradient
   is not finite (with no target that counts the loss is 0 / 0), or whose loss is more
   than max_loss_jump nats above its running mean, where that is not 0. It counts in
-  `step` and in `skipped`, and it is for the caller to say how many there may be.
+  `step` and in `skipped`. How many bad batches there may be, the caller decides.
   """
   sharding = abstract.step.sharding
   assert isinstance(sharding, NamedSharding)
   mesh = sharding.mesh
-  # Only copies of the model, and no randomness that would depend on their number:
-  # then each device computes by itself.
+  # Each device computes by itself if it has a whole copy of the model and no step draws
+  # randomness, which would depend on the number of devices.
   by_itself = mesh.shape["data"] == mesh.size and not model.config.dropout_rate
-  if loss is summed_loss:  # which can be told how many devices share one program
+  if loss is summed_loss:  # ours can be told how many devices share a program
     num_devices = 1 if by_itself else mesh.size
     loss = functools.partial(summed_loss, num_devices=num_devices)
 

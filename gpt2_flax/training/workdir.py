@@ -21,17 +21,18 @@ from gpt2_flax.training import processes
 from gpt2_flax.training.config import ExperimentConfig, from_dict
 from gpt2_flax.training.resume import differences
 
-LOCK_SECONDS = 1  # how long a lock may be held by one that is just leaving, or coming
+LOCK_SECONDS = 1  # how long to wait for a run that is just ending, or beginning
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
   """While entered, no other run enters the same folder, which is made if need be.
 
-  The lock is the operating system's, on WORKDIR/lock: it ends with its process, however
-  that ends, so a lock that a killed run has left keeps nobody out. Runs on different
-  machines see each other's where the file system carries locks, as NFS does; one that
-  knows no locks at all gives a warning. Of several processes the first locks for all.
+  The lock is the operating system's, on WORKDIR/lock. It ends with its process, however
+  the process ends, so the file that a killed run leaves locks no other run out. Runs on
+  different machines see each other's lock where the file system carries locks, as NFS
+  does. A file system without locks gives a warning. Of several processes the first
+  locks for all.
 
   Raises:
     InputError: another run is in there (the message names its process and host; nothing
@@ -45,7 +46,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
   finally:
     if file:
-      path.unlink(missing_ok=True)  # before anybody else can have it
+      path.unlink(missing_ok=True)  # while it is still locked
       file.close()
 
 
