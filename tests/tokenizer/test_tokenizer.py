@@ -1,5 +1,6 @@
 """Text comes back from its tokens, and a tokenizer from its file."""
 
+import json
 import pathlib
 import tempfile
 
@@ -7,6 +8,7 @@ from absl.testing import parameterized
 import chex
 import hypothesis
 from hypothesis import strategies as st
+import tokenizers
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizer import (
@@ -113,6 +115,21 @@ class StartTokenTest(chex.TestCase):
       self.assertIsNone(tokenizer.start_id)
     self.assertEqual(CharTokenizer("ab").token(0), "a")
     self.assertEqual(ByteTokenizer().token(65), "A")
+
+  def test_a_file_may_put_one_before_every_text(self):
+    model = tokenizers.models.WordLevel({"a": 0, "b": 1, "[CLS]": 2}, "a")
+    theirs = tokenizers.Tokenizer(model)
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    theirs.post_processor = tokenizers.processors.TemplateProcessing(
+      single="[CLS] $A", special_tokens=[("[CLS]", 2)]
+    )
+    tokenizer = BPETokenizer(json.loads(theirs.to_str()))
+    self.assertEqual(tokenizer.start_id, 2)
+    self.assertEqual(tokenizer.encode("b a"), [1, 0])
+    self.assertEqual(tokenizer.start("b a"), [2, 1, 0])
+    self.assertEqual(tokenizer.start(""), [2])
+    self.assertEqual(tokenizer.decode([2, 1, 0]), "b a")
+    self.assertEqual(tokenizer.token(2), "<s>")
 
 
 class ErrorsTest(chex.TestCase):
