@@ -6,8 +6,12 @@ import jax
 import numpy as np
 
 
-def reference_logits(params, tokens_BT, config):
-  """GPT-2 in float64 NumPy, from Radford et al. (2019) and Vaswani et al. (2017)."""
+def reference_logits(params, tokens_BT, config, mask_BHTS=None):
+  """GPT-2 in float64 NumPy, from Radford et al. (2019) and Vaswani et al. (2017).
+
+  Args:
+    mask_BHTS: what each head may see of the tokens before; None for all of it.
+  """
   params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)["params"]
   num_positions = tokens_BT.shape[1]
 
@@ -52,6 +56,8 @@ def reference_logits(params, tokens_BT, config):
           np.arange(num_positions)[:, None] - np.arange(num_positions)[None]
         )
       scores[:, ~np.tri(num_positions, dtype=bool)] = -np.inf
+      if mask_BHTS is not None:
+        scores[~mask_BHTS[:, head]] = -np.inf
       weights = np.exp(scores - scores.max(-1, keepdims=True))
       heads.append(weights / weights.sum(-1, keepdims=True) @ value)
     return dense(np.concatenate(heads, -1), p["output"])

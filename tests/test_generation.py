@@ -33,10 +33,11 @@ PROBABILITIES = np.array([0.05, 0.2, 0.5, 0.1, 0.15])
 
 
 @functools.cache
-def model_and_params(kind="learned"):  # has no vector for a position that is not there
+def model_and_params(kind="learned", context_length=CONTEXT_LENGTH):
+  """By default one that has no vector for a position that is not there."""
   config = GPT2Config(
     vocab_size=11,
-    context_length=CONTEXT_LENGTH,
+    context_length=context_length,
     num_layers=2,
     num_heads=2,
     embed_dim=8,
@@ -59,24 +60,31 @@ def prompt(length):
 
 
 @functools.cache
-def model_at(kind):
-  model, params = model_and_params(kind)
+def model_at(kind, context_length):
+  model, params = model_and_params(kind, context_length)
   return jax.jit(lambda tokens, position: model.apply(params, tokens)[0, position])
 
 
-def continue_naively(text, num_tokens, repetition_penalty=1.0, kind="learned"):
+def continue_naively(
+  text,
+  num_tokens,
+  repetition_penalty=1.0,
+  kind="learned",
+  context_length=CONTEXT_LENGTH,
+):
   """Greedy; the whole window through the model for each token, with no cache.
 
   What comes after a token cannot change its logits, so the window is filled up on
-  the right to one length. A full window goes on with its newer half.
+  the right to one length. A full window goes on with its newer half, the larger one
+  where it has a middle.
   """
   text, window = list(text), list(text)
   for _ in range(num_tokens):
-    if len(window) >= CONTEXT_LENGTH:
-      window = window[-CONTEXT_LENGTH // 2 :]
-    filled = np.zeros((1, CONTEXT_LENGTH), np.int32)
+    if len(window) >= context_length:
+      window = window[-math.ceil(context_length / 2) :]
+    filled = np.zeros((1, context_length), np.int32)
     filled[0, : len(window)] = window
-    logits = np.array(model_at(kind)(filled, len(window) - 1))
+    logits = np.array(model_at(kind, context_length)(filled, len(window) - 1))
     for token in set(window):
       if logits[token] > 0:
         logits[token] /= repetition_penalty
@@ -91,9 +99,14 @@ def continue_naively(text, num_tokens, repetition_penalty=1.0, kind="learned"):
 
 
 def continue_(
-  prompts, num_tokens=NUM_TOKENS, sampling=GREEDY, kind="learned", **kwargs
+  prompts,
+  num_tokens=NUM_TOKENS,
+  sampling=GREEDY,
+  kind="learned",
+  context_length=CONTEXT_LENGTH,
+  **kwargs,
 ):
-  model, params = model_and_params(kind)
+  model, params = model_and_params(kind, context_length)
   return generate(
     model, params, prompts, num_tokens=num_tokens, sampling=sampling, **kwargs
   )
@@ -125,6 +138,19 @@ class GenerateTest(chex.TestCase):
     # As many tokens as there are positions, the last one included.
     self.assertEqual(continue_([prompt(8)], 60), [naive[: CONTEXT_LENGTH - 8]])
 
+  @parameterized.parameters(2, 7)
+  def test_a_context_of_any_length_slides(self, context_length):
+    texts, args = [prompt(1), prompt(9)], dict(context_length=context_length)
+    for text in texts:
+      naive = continue_naively(text, 2 * context_length, **args)
+      found = continue_([text], 2 * context_length, overflow="slide", **args)
+      self.assertEqual(found, [naive])
+
+  def test_a_context_of_one_token_cannot_slide(self):
+    for text in ([3], [3, 4]):
+      with self.assertRaisesRegex(InputError, "must have fewer than .* which is 1"):
+        continue_([text], 1, overflow="slide", context_length=1)
+
   def test_a_prompt_longer_than_the_context_slides_too(self):
     self.assertEqual(
       continue_([prompt(50)], 5, overflow="slide"), [continue_naively(prompt(50), 5)]
@@ -145,6 +171,22 @@ class GenerateTest(chex.TestCase):
       continue_(self.RAGGED, CONTEXT_LENGTH, overflow="slide", stop_ids=[stop]),
       [row[:end] for row, end in zip(whole, ends, strict=True)],
     )
+
+  def test_each_of_several_stop_tokens_ends_a_row(self):
+    whole = continue_(self.RAGGED)
+    one, other = (
+      next(token for token in whole[row] if token not in whole[1 - row])
+      for row in (0, 1)
+    )
+    for ids in ((one, other), (other, one)):
+      ends = [
+        min(row.index(token) + 1 if token in row else len(row) for token in ids)
+        for row in whole
+      ]
+      self.assertEqual(
+        continue_(self.RAGGED, stop_ids=ids),
+        [row[:end] for row, end in zip(whole, ends, strict=True)],
+      )
 
   def test_a_stream_is_the_text_in_pieces(self):
     model, params = model_and_params()

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import re
 
 from absl.testing import parameterized
 import chex
@@ -12,7 +13,7 @@ import numpy as np
 from gpt2_flax.errors import InputError
 from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.multihead_attention import MultiHeadAttention
-from gpt2_flax.self_attention import SelfAttention
+from gpt2_flax.self_attention import FlashSelfAttention, SelfAttention
 from tests.close import assert_close
 
 B, T, H, K, D = 2, 6, 3, 4, 5
@@ -165,6 +166,14 @@ class MultiHeadAttentionTest(chex.TestCase):
       kernels = np.asarray(params["heads"][name]["kernel"])
       self.assertLen(np.unique(kernels), H * D * K)
 
+  def test_kernels_begin_as_they_are_told_to(self):
+    twos, threes = map(nn.initializers.constant, (2.0, 3.0))
+    module = MultiHeadAttention(H, K, kernel_init=twos, output_init=threes)
+    params = nn.unbox(module.init(jax.random.key(0), inputs()))["params"]
+    for projection in params["heads"].values():
+      chex.assert_trees_all_equal(projection["kernel"], jnp.full((H, D, K), 2.0))
+    chex.assert_trees_all_equal(params["output"]["kernel"], jnp.full((H * K, D), 3.0))
+
   def test_causality_by_gradient(self):
     x = inputs()
     module = MultiHeadAttention(num_heads=H, head_dim=K)
@@ -193,6 +202,57 @@ class MultiHeadAttentionTest(chex.TestCase):
     chex.assert_trees_all_equal(
       d_params["params"]["output"]["bias"], jnp.full(D, B * T, jnp.float32)
     )
+
+  @parameterized.parameters(
+    (SelfAttention, True, B),
+    (SelfAttention, False, 1),
+    (FlashSelfAttention, True, 1),
+    (FlashSelfAttention, False, B),
+  )
+  def test_a_mask_for_each_head_is_that_heads_mask(self, head, causal, rows):
+    x = inputs()
+    module = MultiHeadAttention(H, K, causal=causal, head=head)
+    params = random_params(module, x)
+    output = params["params"]["output"]
+    mask_BHTS = np.random.default_rng(5).random((rows, H, T, T)) < 0.6
+    heads = [
+      SelfAttention(K, causal=causal).apply(head_params(params, h), x, mask_BHTS[:, h])
+      for h in range(H)
+    ]
+    expected = np.concatenate(heads, -1) @ output["kernel"] + output["bias"]
+    assert_close(module.apply(params, x, mask_BHTS), expected)
+    one = mask_BHTS[:, :1]  # an axis of one is the same for all heads
+    chex.assert_trees_all_equal(
+      module.apply(params, x, one), module.apply(params, x, one[:, 0])
+    )
+    cache = KeyValues(*(jnp.zeros((H, B, T, K)),) * 2)
+    pieces = []
+    for start, end in ((0, 4), (4, T)) if causal else ((0, T),):
+      mask = mask_BHTS[:, :, start:end]
+      piece, cache = module.apply(
+        params, x[:, start:end], mask, cache, start, method="attend"
+      )
+      pieces.append(piece)
+    assert_close(jnp.concatenate(pieces, axis=1), expected)
+
+  @parameterized.product(
+    head=(SelfAttention, FlashSelfAttention), causal=(True, False)
+  )
+  def test_a_mask_that_does_not_fit_is_refused(self, head, causal):
+    x = inputs()
+    module = MultiHeadAttention(H, K, causal=causal, head=head)
+    params = random_params(module, x)
+    for shape, axes in (
+      ((B, H + 1, T, T), "[B, H, T, S] = [2, 3, 6, 6]"),
+      ((T, 1, B, T, T), "[B, H, T, S] = [2, 3, 6, 6]"),
+      ((B, T, T - 1), "[B, T, S] = [2, 6, 6]"),
+    ):
+      message = f"mask has shape {list(shape)}: must be broadcastable to {axes}"
+      with self.assertRaisesRegex(InputError, re.escape(message)):
+        module.apply(params, x, np.ones(shape, bool))
+      for additive in (np.zeros(shape, "f4"), np.zeros((1, 1, T), "f4")):
+        with self.assertRaisesRegex(InputError, "mask is of float32: .* bool"):
+          module.apply(params, x, additive)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_a_mask_reaches_the_cached_tokens(self):

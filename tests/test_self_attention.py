@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+import re
 
 from absl.testing import parameterized
 import chex
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_flax.errors import InputError
 from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.self_attention import SelfAttention
 from tests.close import assert_close, ROUNDINGS, sizes
@@ -92,13 +94,16 @@ class SelfAttentionTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_scores_of_any_size_are_stable(self):
-    scores = jnp.array([[[1e30, 1e30, -1e30], [1e4, 1e4 + 1, 0.0]]])
+    low = -1e30  # and yet no score so low as not to count
+    scores = [[1e30, 1e30, -1e30], [1e4, 1e4 + 1, 0.0], [low, low, 2 * low]]
+    scores = jnp.array([scores])
     weights = self.variant(
       lambda *args: SelfAttention(K).apply({}, *args, method="weights")
     )(scores, jnp.ones((1, 1, 1), bool))
     e = 1 / (1 + math.e)
     # the 3 keys of a softmax, and the expected value is rounded once
-    assert_close(weights, np.array([[[0.5, 0.5, 0], [e, 1 - e, 0]]], "f4"), 3 + 3 + 1)
+    expected = [[0.5, 0.5, 0], [e, 1 - e, 0], [0.5, 0.5, 0]]
+    assert_close(weights, np.array([expected], "f4"), 3 + 3 + 1)
 
   def test_a_row_with_nothing_to_attend_to_is_zero_and_teaches_nothing(self):
     module = SelfAttention(K)
@@ -125,6 +130,56 @@ class SelfAttentionTest(chex.TestCase):
     )
     nothing = gradient(~everything, target)
     chex.assert_trees_all_equal(nothing, jax.tree.map(jnp.zeros_like, nothing))
+
+  def test_a_score_of_minus_infinity_is_a_key_that_is_not_seen(self):
+    allowed = jnp.ones((1, 1, 1), bool)
+    scores = np.random.default_rng(2).normal(0, 3, (B, T, T)).astype("f4")
+    scores[:, 3], scores[:, :, 4] = -np.inf, -np.inf  # a whole row, and one key
+    apply = functools.partial(SelfAttention(K).apply, {}, method="weights")
+
+    def total(scores):
+      weights = apply(scores, allowed)
+      return jnp.sum(weights * jnp.arange(T)[None, None]), weights
+
+    with jax.debug_nans(True):
+      gradient, weights = jax.jit(jax.grad(total, has_aux=True))(scores)
+    chex.assert_trees_all_equal(np.asarray(weights) > 0, np.isfinite(scores))
+    expected = (np.arange(T) != 3).astype("f4")[None].repeat(B, 0)
+    assert_close(weights.sum(-1), expected, SUM_OF_WEIGHTS)
+    chex.assert_tree_all_finite(gradient)
+    chex.assert_trees_all_equal(np.asarray(gradient) != 0, np.isfinite(scores))
+    nothing = jnp.full((B, T, T), -jnp.inf)
+    gradient, weights = jax.grad(total, has_aux=True)(nothing)
+    chex.assert_trees_all_equal((gradient, weights), (jnp.zeros((B, T, T)),) * 2)
+
+  @parameterized.parameters(True, False)
+  def test_a_mask_that_is_not_bool_or_does_not_fit_is_refused(self, causal):
+    module = SelfAttention(K, causal=causal)
+    params = random_params(module)
+    additive = np.where(MASKS["padding"], 0.0, -np.inf).astype("f4")
+    for mask in (additive, MASKS["padding"].astype("i4"), jnp.zeros((1, T, T))):
+      with self.assertRaisesRegex(InputError, f"mask is of {mask.dtype}: .* bool"):
+        module.apply(params, inputs(), mask)
+    for shape in ((B, T + 1, T), (B, T, 1 + T), (B + 1, 1, T), (1, 1, 1, 1)):
+      message = f"mask has shape {list(shape)}: must be broadcastable to [B, T, S] ="
+      with self.assertRaisesRegex(InputError, re.escape(f"{message} {[B, T, T]}")):
+        module.apply(params, inputs(), np.ones(shape, bool))
+
+  def test_a_mask_may_leave_axes_out(self):
+    module = SelfAttention(K)
+    params = random_params(module)
+    for mask in (np.arange(T) > 0, np.tri(T, dtype=bool).T | np.eye(T, dtype=bool)):
+      full = np.broadcast_to(mask, (B, T, T))
+      found = module.apply(params, inputs(), mask)
+      chex.assert_trees_all_equal(found, module.apply(params, inputs(), full))
+      assert_close(found, reference(params, inputs(), full, True))
+
+  def test_kernels_begin_as_kernel_init_says(self):
+    module = SelfAttention(K, kernel_init=nn.initializers.ones_init())
+    params = nn.unbox(module.init(jax.random.key(0), inputs()))["params"]
+    self.assertEqual(params.keys(), {"query", "key", "value"})
+    for projection in params.values():
+      chex.assert_trees_all_equal(projection["kernel"], jnp.ones((D, K)))
 
   @parameterized.parameters(True, False)
   def test_causality_by_gradient(self, causal):

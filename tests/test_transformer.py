@@ -111,6 +111,25 @@ class LogitsTest(chex.TestCase):
     alone = [apply(params, tokens()[:, document == number]) for number in (0, 1)]
     assert_close(packed, jnp.concatenate(alone, axis=1))
 
+  @parameterized.parameters("explicit", "flash")
+  def test_a_mask_for_each_head_with_and_without_the_cache(self, attention):
+    model = tiny(attention=attention)
+    params = random_params(model)
+    mask_BHTS = np.random.default_rng(3).random((B, 2, T, T)) < 0.5
+    mask_BHTS |= np.eye(T, dtype=bool)
+    expected = reference_logits(params, tokens(), model.config, mask_BHTS)
+    assert_close(jax.jit(model.apply)(params, tokens(), mask=mask_BHTS), expected)
+    cache, pieces = empty_cache(model.config, B, T), []
+    for start, end in ((0, 5), (5, T)):
+      mask, positions = mask_BHTS[:, :, start:end], None
+      piece, cache = model.apply(
+        params,
+        *(tokens()[:, start:end], positions, mask, cache, start),
+        method="extend",
+      )
+      pieces.append(model.apply(params, piece, method="unembed"))
+    assert_close(jnp.concatenate(pieces, axis=1), expected)
+
   @parameterized.parameters("learned", "rotary", "alibi")
   def test_pieces_through_the_cache_equal_the_whole(self, positional_encoding):
     model = tiny(positional_encoding=positional_encoding)
@@ -426,3 +445,38 @@ class OwnPartsTest(chex.TestCase):
       generate(model, params, [[1]], num_tokens=1, key=random_key(0))
     with self.assertRaisesRegex(InputError, "causal is False: must be True to be"):
       pretrained.save("nowhere", tiny(positional_encoding="learned", causal=False), {})
+
+
+class TokenIdsTest(chex.TestCase):
+  @parameterized.parameters(-1, 11, 12, -(2**31), 2**31 - 1)
+  def test_one_that_is_none_of_the_vocabulary_is_refused(self, token):
+    model = tiny()
+    params = random_params(model)
+    wrong = tokens()
+    wrong[1, 2] = token
+    for given in (wrong, jnp.asarray(wrong)):
+      for method in ("__call__", "hidden", "extend"):
+        message = f"token id is {token}: must be 0 to 10, by model.vocab_size"
+        with self.assertRaisesRegex(InputError, message):
+          model.apply(params, given, method=method)
+
+  def test_the_first_and_the_last_of_the_vocabulary_are_taken(self):
+    model = tiny()
+    params = random_params(model)
+    ends = np.array([[0, 10], [10, 0]])
+    found = model.apply(params, ends)
+    assert_close(found, reference_logits(params, ends, model.config))
+
+  def test_where_values_are_not_known_large_ones_give_nan_and_negative_ones_count_back(
+    self,
+  ):
+    model = tiny()
+    params = random_params(model)
+    apply = jax.jit(model.apply)
+    wrong = tokens()
+    wrong[0, 3], wrong[1, 5] = 11, -2
+    logits = apply(params, wrong)
+    self.assertTrue(np.isnan(logits[0, 3:]).all())
+    back = tokens()
+    back[1, 5] = 11 - 2
+    chex.assert_trees_all_equal(logits[1], apply(params, back)[1])

@@ -108,6 +108,8 @@ class CheckpointsTest(chex.TestCase):
   def test_reading_only_changes_nothing(self):
     self.save(1, 2)
     (self.folder / "2" / "about" / "metadata").unlink()
+    # what the run, which goes on, has not finished to write
+    shutil.copytree(self.folder / "1", self.folder / "3.orbax-checkpoint-tmp")
     before = sorted(self.folder.rglob("*"))
     with mock.patch.object(logging, "warning") as warning:
       params = read_params(self.folder, abstract().params)

@@ -1,6 +1,7 @@
 """The optimizers: what is decayed, what is orthogonalised, and when."""
 
 import dataclasses
+import functools
 
 from absl.testing import parameterized
 import chex
@@ -72,6 +73,49 @@ class OptimizerTest(chex.TestCase):
       return np.full(update.shape, -0.1 * 0.5 if decayed else 0.0)
 
     assert_close(updates, jax.tree_util.tree_map_with_path(expected, updates), 4)
+
+  @parameterized.parameters(*OPTIMIZERS)
+  def test_several_steps_are_those_of_the_paper(self, name):
+    """Of unequal gradients, some longer than max_grad_norm; muon: what is Adam's."""
+    # Powers of two, so that what frees the moments from their bias is exact.
+    config = dataclasses.replace(CONFIG, name=name, beta1=0.5, beta2=0.75)
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4), "embedding": (5, 2), "bias": (4,), "scale": (2,)}
+
+    def draw():
+      return {"params": {k: rng.normal(size=v) for k, v in shapes.items()}}
+
+    params, num_values = draw(), 12 + 10 + 4 + 2
+    gradients = [jax.tree.map(lambda g, s=s: s * g, draw()) for s in (2, 0.1, 1, 0.02)]
+    rates = [0.1, 0.2, 0.4, 0.05]
+    rule = optimizer_lib.make_optimizer(config, lambda step: jnp.array(rates)[step])
+    as_float32 = functools.partial(jax.tree.map, lambda leaf: leaf.astype("f4"))
+    state, update = rule.init(as_float32(params)), jax.jit(rule.update)
+    first, second = (jax.tree.map(np.zeros_like, params)["params"] for _ in range(2))
+    for step, (rate, gradient) in enumerate(zip(rates, gradients, strict=True), 1):
+      found, state = update(as_float32(gradient), state, as_float32(params))
+      norm = np.sqrt(sum(np.sum(g**2) for g in gradient["params"].values()))
+      for key, g in gradient["params"].items():
+        if name == "muon" and key == "kernel":
+          continue
+        g, p = g * min(1.0, config.max_grad_norm / norm), params["params"][key]
+        decayed = name != "muon" and key in ("kernel", "embedding")
+        m, v = first[key], second[key]
+        if name == "lion":
+          direction = np.sign(0.5 * m + 0.5 * g)
+          first[key] = 0.75 * m + 0.25 * g
+        else:
+          m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g**2
+          first[key], second[key] = m, v
+          if name == "muon":  # with Nesterov's momentum: Dozat (2016), algorithm 2
+            m = 0.5 * m / (1 - 0.5 ** (step + 1)) + 0.5 * g / (1 - 0.5**step)
+          else:
+            m = m / (1 - 0.5**step)
+          direction = m / (np.sqrt(v / (1 - 0.75**step)) + 1e-8)
+        expected = -rate * (direction + decayed * config.weight_decay * p)
+        # a norm and what it divides; two moments; a root, a quotient, a decay, a rate
+        roundings = (num_values + 4) + 2 * 4 * step + 8
+        assert_close(found["params"][key], expected, roundings, dtype=np.float32)
 
   def test_adamw_first_step_from_the_formula(self):
     params, key = unboxed(), jax.random.key(1)

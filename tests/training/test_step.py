@@ -123,6 +123,29 @@ class StepTest(chex.TestCase):
     self.assertLen(set(still), 3)
     self.assertEqual(losses(rate=0.0), still)
 
+  def test_each_piece_of_a_batch_draws_its_own_dropout(self):
+    state, step, _ = setup(DROPOUT, 8, rate=0.0)
+    losses = []
+    for piece in range(8):  # all rows alike, one of which counts
+      targets = np.full((8, 6), -1, np.int32)
+      targets[piece] = np.arange(6)
+      examples = {"inputs": np.tile(np.arange(6, dtype=np.int32), (8, 1))}
+      same_draws = jax.tree.map(jnp.copy, state)
+      _, metrics = step(same_draws, examples | {"targets": targets})
+      losses.append(float(metrics["train/loss"]))
+    self.assertLen(set(losses), 8)
+
+  def test_the_old_states_memory_is_reused(self):
+    state, step, _ = setup(MODEL)
+    addresses = {
+      leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.params)
+    }
+    after, _ = step(state, batch(0))
+    for path, leaf in jax.tree.leaves_with_path(state):
+      self.assertTrue(leaf.is_deleted(), path)
+    reused = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(after.params)}
+    self.assertEqual(reused, addresses)
+
   @parameterized.parameters("all masked", "nan")
   def test_a_bad_batch_leaves_the_state_as_it_was(self, kind):
     state, step, _ = setup(MODEL)
