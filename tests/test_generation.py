@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+from unittest import mock
 
 from absl.testing import parameterized
 import chex
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_flax import generation
 from gpt2_flax.errors import InputError
 from gpt2_flax.generation import (
   _bucket,
@@ -148,7 +150,10 @@ class GenerateTest(chex.TestCase):
 
   def test_a_context_of_one_token_cannot_slide(self):
     for text in ([3], [3, 4]):
-      with self.assertRaisesRegex(InputError, "must have fewer than .* which is 1"):
+      with (
+        mock.patch.object(generation, "prefill", side_effect=AssertionError("began")),
+        self.assertRaisesRegex(InputError, "must have fewer than .* which is 1"),
+      ):
         continue_([text], 1, overflow="slide", context_length=1)
 
   def test_a_prompt_longer_than_the_context_slides_too(self):

@@ -235,9 +235,7 @@ class MultiHeadAttentionTest(chex.TestCase):
       pieces.append(piece)
     assert_close(jnp.concatenate(pieces, axis=1), expected)
 
-  @parameterized.product(
-    head=(SelfAttention, FlashSelfAttention), causal=(True, False)
-  )
+  @parameterized.product(head=(SelfAttention, FlashSelfAttention), causal=(True, False))
   def test_a_mask_that_does_not_fit_is_refused(self, head, causal):
     x = inputs()
     module = MultiHeadAttention(H, K, causal=causal, head=head)

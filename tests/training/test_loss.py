@@ -15,6 +15,7 @@ from gpt2_flax.training import loss as loss_lib
 from gpt2_flax.training.loss import summed_cross_entropy, summed_loss
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS, sizes, walk
+from tests.reference import reference_logits
 
 B, T, D, V = 3, 7, 8, 11
 # In a row: a logit, a logarithm of a sum of exponentials, a loss, and their sum; in a
@@ -105,6 +106,34 @@ class SummedCrossEntropyTest(chex.TestCase):
     self.assertGreater(error, 1e-6)  # so it was not float32
 
   @parameterized.parameters(7, 2)
+  def test_bfloat16_products_are_summed_in_float32(self, columns):
+    """Of factors that bfloat16 can say, so that nothing but a sum is rounded."""
+    rng, vocab_size = np.random.default_rng(0), 8
+    hidden = rng.integers(-128, 129, (B, T, D)) / 64
+    embedding = rng.integers(-128, 129, (vocab_size, D)) / 64
+    targets = rng.integers(0, vocab_size, (B, T))
+
+    def run(embedding):
+      with in_chunks_of(columns):
+        return with_gradients(summed_cross_entropy)(
+          jnp.array(hidden, jnp.bfloat16),
+          jnp.array(embedding, jnp.float32),
+          jnp.array(targets, jnp.int32),
+        )
+
+    logits = hidden @ embedding.T
+    at_targets = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    expected = np.log(np.exp(logits).sum(-1)) - at_targets
+    assert_close(run(embedding)[0], expected.sum(), LOSS, dtype=np.float32)
+    # Where all logits are 0, the slopes are eighths, and their sums exact in float32.
+    slopes = 1 / vocab_size - np.eye(vocab_size)[targets]
+    expected = np.einsum("btv,btd->vd", slopes, hidden)
+    as_bfloat16 = expected.astype(jnp.bfloat16).astype(np.float64)
+    self.assertTrue((expected != as_bfloat16).any())
+    _, (_, found) = run(np.zeros_like(embedding))
+    chex.assert_trees_all_equal(found, expected.astype(np.float32))
+
+  @parameterized.parameters(7, 2)
   def test_where_nothing_counts_all_is_zero(self, columns):
     hidden, embedding, targets = examples()
     hidden = hidden.at[0, 0].set(1e30)  # and what does not count may be anything
@@ -166,6 +195,52 @@ class SummedCrossEntropyTest(chex.TestCase):
 
 
 class SummedLossTest(chex.TestCase):
+  @parameterized.parameters(True, False)
+  def test_its_slope_is_the_difference_quotient_and_the_gradients_share(self, tied):
+    config = GPT2Config(
+      vocab_size=V,
+      context_length=T,
+      num_layers=1,
+      num_heads=2,
+      embed_dim=D,
+      tied_embeddings=tied,
+    )
+    model, rng = GPT2(config), np.random.default_rng(0)
+    targets = np.asarray(examples()[2])
+    batch = {"inputs": np.maximum(targets, 0)[::-1], "targets": targets}
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch["inputs"]))
+    params, tangent = (
+      jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+      for _ in range(2)
+    )
+
+    def exact(along):
+      moved = jax.tree.map(
+        lambda p, t: p.astype(np.float64) + along * t, params, tangent
+      )
+      logits = reference_logits(moved, batch["inputs"], config)
+      chosen = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)
+      losses = np.log(np.exp(logits).sum(-1)) - chosen[..., 0]
+      return losses[targets >= 0].sum()
+
+    def loss(params):
+      return summed_loss(model, params, batch)[0]
+
+    with in_chunks_of(3):
+      value, slope = jax.jit(lambda *args: jax.jvp(loss, *args))((params,), (tangent,))
+      gradient = jax.jit(jax.grad(loss))(params)
+    # Off by the sixth of the third derivative times 1e-8, and by roundings of float64.
+    quotient = (exact(1e-4) - exact(-1e-4)) / 2e-4
+    shares = jax.tree.map(lambda g, t: np.sum(g * t), gradient, tangent)
+    total = sum(map(float, jax.tree.leaves(shares)))
+    parts = sum(
+      float(np.abs(g * t).sum())
+      for g, t in zip(*map(jax.tree.leaves, (gradient, tangent)), strict=True)
+    )
+    assert_close(value, exact(0))
+    found, expected = np.array([slope, total]), np.array([quotient] * 2)
+    assert_close(found, expected, 2 * ROUNDINGS, scale=parts, dtype=np.float32)
+
   @parameterized.parameters((True, "float32"), (False, "float32"), (False, "bfloat16"))
   def test_is_that_of_the_models_logits(self, tied, dtype):
     model = GPT2(

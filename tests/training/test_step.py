@@ -137,9 +137,7 @@ class StepTest(chex.TestCase):
 
   def test_the_old_states_memory_is_reused(self):
     state, step, _ = setup(MODEL)
-    addresses = {
-      leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.params)
-    }
+    addresses = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.params)}
     after, _ = step(state, batch(0))
     for path, leaf in jax.tree.leaves_with_path(state):
       self.assertTrue(leaf.is_deleted(), path)
