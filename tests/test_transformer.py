@@ -348,6 +348,11 @@ class GPT2ConfigTest(chex.TestCase):
     ("dropout_rate", 1.0),
     ("dropout_rate", math.nan),
     ("layer_norm_epsilon", 0.0),
+    ("layer_norm_epsilon", 1.0),
+    ("num_layers", 1025),
+    ("vocab_size", 2**31),
+    ("context_length", 2**31),
+    ("mlp_dim", 2**31),
   )
   def test_a_bad_number_is_refused_by_field_and_value(self, field, value):
     with self.assertRaisesRegex(InputError, f"model.{field} is {value}: must be"):
@@ -359,6 +364,7 @@ class GPT2ConfigTest(chex.TestCase):
     ("dtype", "bfloat", "bfloat16"),
     ("activation", "gelu_than", "gelu_tanh"),
     ("attention", "flush", "flash"),
+    ("remat", "dot", "dots"),
   )
   def test_an_unknown_name_is_refused_with_the_nearest(self, field, value, nearest):
     message = f"unknown model.{field} '{value}': did you mean '{nearest}'"
@@ -378,6 +384,15 @@ class GPT2ConfigTest(chex.TestCase):
     message = "model.dropout_rate is 0.1: must be 0 for model.attention=flash"
     with self.assertRaisesRegex(InputError, message):
       dataclasses.replace(TINY, attention="flash", dropout_rate=0.1)
+
+  def test_layers_that_differ_cannot_be_one(self):
+    with self.assertRaisesRegex(InputError, "model.scan_layers is True: must be False"):
+      dataclasses.replace(TINY, scan_layers=True, scale_attention_by_layer=True)
+
+  def test_plain_is_the_same_model_as_it_is_saved(self):
+    other = dict(dropout_rate=0.1, positional_encoding="rotary", num_layers=3)
+    trained = dataclasses.replace(TINY, scan_layers=True, remat="full", **other)
+    self.assertEqual(trained.plain, dataclasses.replace(TINY, **other))
 
   def test_unknown_published_size(self):
     with self.assertRaisesRegex(InputError, "'mediun': did you mean 'medium'"):

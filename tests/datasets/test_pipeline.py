@@ -30,6 +30,13 @@ class Counting(Dataset):
     return window
 
 
+class Asking(Counting):
+  """Asks for a window's last token, and shows all others."""
+
+  def batch(self, windows):
+    return {"inputs": windows[:, :-1], "targets": windows[:, -1:]}
+
+
 def take(batches, num_batches):
   return [next(batches) for _ in range(num_batches)]
 
@@ -100,6 +107,13 @@ class TrainTest(chex.TestCase):
     )
     chex.assert_trees_all_equal(one, again)
     self.assertGreater((one != other).mean(), 0.5)
+
+  def test_a_dataset_may_ask_something_else(self):
+    batch = pipeline.train_dataset(Asking(), 4, seed=0)[0]
+    chex.assert_trees_all_equal(batch["targets"], batch["inputs"][:, :1] + 5)
+    windows = pipeline.validation_windows(Asking(), 2)
+    (batch,) = pipeline.validation_batches(Asking(), windows, 3)
+    chex.assert_trees_all_equal(batch["targets"], np.array([[5], [6], [-1]], np.int32))
 
 
 class ValidationTest(chex.TestCase):

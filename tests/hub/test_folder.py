@@ -358,6 +358,10 @@ class HubFolderTest(chex.TestCase):
     ):
       hub_folder.find_folder("gtp2")
 
+  def test_a_name_that_no_file_can_have(self):
+    with self.assert_refused("a" * 300, "cannot be read"):
+      hub_folder.find_folder("a" * 300)
+
   def test_a_name_that_is_no_hub_id(self):
     with self.assert_refused("runs/no/such/folder", "no such folder"):
       hub_folder.find_folder("runs/no/such/folder")

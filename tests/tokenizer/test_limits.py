@@ -3,13 +3,14 @@
 import base64
 import json
 import struct
+from unittest import mock
 
 from absl.testing import parameterized
 import chex
 import tokenizers
 
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizer import BPETokenizer
+from gpt2_flax.tokenizer import BPETokenizer, limits
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4 = (
@@ -75,6 +76,19 @@ class LimitsTest(chex.TestCase):
   def test_what_grows(self, part):
     with self.assertRaisesRegex(InputError, "times as long"):
       BPETokenizer(words(normalizer=part))
+
+  @parameterized.parameters("vocab", "added_tokens")
+  def test_many_tokens(self, where):
+    tokenizer = words()
+    if where == "vocab":
+      tokenizer["model"]["vocab"] = {"<unk>": 2, "a": 0, "b": 1, "c": 3}
+    else:
+      tokenizer["added_tokens"] = [{"id": i, "content": str(i)} for i in range(4)]
+    with (
+      mock.patch.object(limits, "MOST_TOKENS", 3),
+      self.assertRaisesRegex(InputError, "^4 tokens: must have at most 3"),
+    ):
+      BPETokenizer(tokenizer)
 
   def test_many_parts(self):
     parts = {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 256}

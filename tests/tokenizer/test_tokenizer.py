@@ -67,9 +67,12 @@ class RoundTripTest(chex.TestCase):
     self.assertEqual(CharTokenizer("banana\n").characters, "\nabn")
     self.assertEqual(CharTokenizer("banana\n").encode("nab"), [3, 1, 2])
 
-  def test_part_of_a_character_is_shown_as_missing(self):
+  def test_part_of_a_character_is_shown_as_missing_and_named_by_its_number(self):
     ids = ByteTokenizer().encode("é")
     self.assertEqual(ByteTokenizer().decode(ids[:1]), "\N{REPLACEMENT CHARACTER}")
+    self.assertEqual(
+      [ByteTokenizer().token(i) for i in (127, *ids)], ["\x7f", "0xc3", "0xa9"]
+    )
 
 
 class BytePairTest(chex.TestCase):
@@ -98,6 +101,25 @@ class BytePairTest(chex.TestCase):
     self.assertEqual(self.tokenizer.start(""), [end])
     self.assertEqual(self.tokenizer.start("the"), self.tokenizer.encode("the"))
 
+  def test_a_prompt_of_no_token_is_refused(self):
+    for tokenizer in (CharTokenizer("ab"), ByteTokenizer()):
+      with self.assertRaisesRegex(
+        InputError, "the prompt is empty: must have at least"
+      ):
+        tokenizer.start("")
+    self.assertEqual(CharTokenizer("ab").start("b"), [1])
+
+
+def with_template(single: str, start_id: int = 2) -> BPETokenizer:
+  """Of two words, and what a file puts around every text."""
+  model = tokenizers.models.WordLevel({"a": 0, "b": 1, "[CLS]": 2}, "a")
+  theirs = tokenizers.Tokenizer(model)
+  theirs.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  theirs.post_processor = tokenizers.processors.TemplateProcessing(
+    single=single, special_tokens=[("[CLS]", start_id)]
+  )
+  return BPETokenizer(json.loads(theirs.to_str()))
+
 
 class StartTokenTest(chex.TestCase):
   def test_words_have_one_that_text_cannot_write(self):
@@ -117,19 +139,22 @@ class StartTokenTest(chex.TestCase):
     self.assertEqual(ByteTokenizer().token(65), "A")
 
   def test_a_file_may_put_one_before_every_text(self):
-    model = tokenizers.models.WordLevel({"a": 0, "b": 1, "[CLS]": 2}, "a")
-    theirs = tokenizers.Tokenizer(model)
-    theirs.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    theirs.post_processor = tokenizers.processors.TemplateProcessing(
-      single="[CLS] $A", special_tokens=[("[CLS]", 2)]
-    )
-    tokenizer = BPETokenizer(json.loads(theirs.to_str()))
+    tokenizer = with_template("[CLS] $A")
     self.assertEqual(tokenizer.start_id, 2)
     self.assertEqual(tokenizer.encode("b a"), [1, 0])
     self.assertEqual(tokenizer.start("b a"), [2, 1, 0])
     self.assertEqual(tokenizer.start(""), [2])
     self.assertEqual(tokenizer.decode([2, 1, 0]), "b a")
     self.assertEqual(tokenizer.token(2), "<s>")
+
+  def test_of_two_that_a_file_puts_around_a_text_neither_starts_it(self):
+    tokenizer = with_template("[CLS] $A [CLS]")
+    self.assertIsNone(tokenizer.start_id)
+    self.assertEqual(tokenizer.start("b a"), [1, 0])
+
+  def test_one_beyond_the_vocabulary_counts(self):
+    tokenizer = with_template("[CLS] $A", start_id=7)
+    self.assertEqual((tokenizer.start_id, tokenizer.vocab_size), (7, 8))
 
 
 class ErrorsTest(chex.TestCase):
@@ -151,6 +176,11 @@ class ErrorsTest(chex.TestCase):
     with self.assertRaisesRegex(InputError, "words: each .* once"):
       WordTokenizer(("a", "b", "a"))
 
+  @parameterized.parameters("a b", " a", "a\n", "", "\t")
+  def test_word_that_no_text_can_hold(self, word):
+    with self.assertRaisesRegex(InputError, "must have letters and no white space"):
+      WordTokenizer(("a", word))
+
 
 class FileTest(chex.TestCase):
   def setUp(self):
@@ -167,6 +197,19 @@ class FileTest(chex.TestCase):
     self.assertEqual(loaded.start_id, tokenizer.start_id)
     self.assertEqual(loaded.encode(text), tokenizer.encode(text))
     self.assertEqual(loaded.decode(tokenizer.encode(text)), text)
+
+  @parameterized.parameters(
+    ({"kind": "word", "words": ["a", 1]}, "words: each must be a text"),
+    ({"kind": "char", "characters": ["a", "b"]}, "characters: must be a text"),
+    ({"kind": "byte", "size": 256}, "takes no arguments"),
+    ({"kind": "bpe", "tokenizer": "gpt2"}, "must be a JSON object"),
+    ({"kind": ["byte"]}, "unknown kind"),
+    ({"kind": "char"}, "characters"),
+  )
+  def test_of_what_is_none(self, state, message):
+    self.path.write_text(json.dumps(state))
+    with self.assertRaisesRegex(InputError, f"is no tokenizer: .*{message}"):
+      read_tokenizer(self.path)
 
   def test_of_an_unknown_kind(self):
     self.path.write_text('{"kind": "bytes"}', "utf-8")

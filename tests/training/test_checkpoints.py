@@ -172,3 +172,4 @@ class CheckpointsTest(chex.TestCase):
     (unfinished / MANIFEST).unlink()
     (state, _), _ = self.restore()
     self.assertEqual(int(state.step), 1)
+    self.assertEqual([path.name for path in self.folder.iterdir()], ["1"])

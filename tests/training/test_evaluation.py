@@ -1,19 +1,27 @@
 """Validation losses are exact, whatever the batch size; samples are judged fairly."""
 
+import pathlib
+import tempfile
 from unittest import mock
 
 from absl.testing import parameterized
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import text as text_config
 from configs import toy
 from gpt2_flax import datasets
-from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.errors import InputError
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.training import evaluation
+from gpt2_flax.training.evaluation import Evaluator, text_loss
 from gpt2_flax.training.experiment import parse
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close
+from tests.reference import reference_logits
 
 
 def make_evaluator(batch_size: int = 8, num_windows: int = 10, sample_tokens: int = 4):
@@ -33,6 +41,14 @@ def make_evaluator(batch_size: int = 8, num_windows: int = 10, sample_tokens: in
 
 
 class EvaluatorTest(chex.TestCase):
+  def test_sums_over_many_batches_lose_no_digits(self):
+    """As float32, a large sum would not grow by a one."""
+    batches = iter([(np.float32(2**24), 1), (np.float32(1), 1), (np.float32(1), 1)])
+    step = mock.Mock(side_effect=lambda *_: next(batches))
+    with mock.patch.object(evaluation, "make_eval_step", return_value=step):
+      evaluator, _, params, _ = make_evaluator(batch_size=4)
+    self.assertEqual(evaluator.losses(params)["val/loss"], (2**24 + 2) / 3)
+
   @parameterized.parameters(1, 4, 8, 16)
   def test_loss_is_the_mean_over_all_targets(self, batch_size):
     evaluator, model, params, dataset = make_evaluator(batch_size)
@@ -62,10 +78,76 @@ class EvaluatorTest(chex.TestCase):
     ):
       self.assertEqual(evaluator.possible_share(params, 4, seed=0), 0.75)
 
+  def test_samples_begin_with_the_start_token_and_go_on_past_the_context(self):
+    evaluator, model, params, dataset = make_evaluator(sample_tokens=11)
+    samples = evaluator.samples(params, 3, seed=1)
+    self.assertEqual(samples.shape, (3, 1 + 11))
+    self.assertGreater(11, model.config.context_length)
+    self.assertEqual(samples[:, 0].tolist(), [dataset.tokenizer.start_id] * 3)
+    self.assertLess(samples.max(), dataset.tokenizer.vocab_size)
+
+  def test_without_a_start_token_samples_begin_as_the_validation_text(self):
+    text = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory())) / "text.txt"
+    text.write_text("be to or not " * 9)
+    config = text_config.get_config()
+    config.data.path = str(text)
+    config.model.update(num_layers=1, embed_dim=8, num_heads=2, context_length=8)
+    config.eval.sample_tokens = 2
+    experiment, dataset = parse(config)
+    model = GPT2(experiment.model)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    evaluator = Evaluator(model, dataset, experiment, device)
+    first = int(dataset.window("validation", 0)[0])
+    self.assertGreater(first, 0)
+    self.assertEqual(evaluator.samples(params, 2, seed=1)[:, 0].tolist(), [first] * 2)
+
   def test_samples_are_text_and_repeatable(self):
     evaluator, _, params, _ = make_evaluator()
     text = evaluator.sample(params, seed=3)
     self.assertLen(text.split(), 4)
     self.assertEqual(text, evaluator.sample(params, seed=3))
     self.assertNotEqual(text, evaluator.sample(params, seed=4))
-    self.assertIsNone(make_evaluator(sample_tokens=0)[0].sample(params, seed=3))
+    silent = make_evaluator(sample_tokens=0)[0]
+    self.assertIsNone(silent.sample(params, seed=3))
+    self.assertIsNone(silent.possible_share(params, 4, seed=3))
+
+
+class TextLossTest(chex.TestCase):
+  @parameterized.parameters((0, 21), (1, 10), (3, 21), (3, 2), (8, 9), (8, 21))
+  def test_each_token_is_predicted_once_from_as_many_as_its_window_has(
+    self, stride, length
+  ):
+    config, params, tokens = self.text(length)
+    total, stride_of = 0.0, stride or 4  # 0: half the context
+    for target in range(1, length):  # from the first window that reaches it
+      start = stride_of * max(0, -(-(target - 8) // stride_of))
+      read = np.array([tokens[start:target]])
+      logits = reference_logits(params, read, config)[0, -1]
+      total += np.log(np.exp(logits).sum()) - logits[tokens[target]]
+    for batch_size in (1, 3):
+      found, count = text_loss(
+        GPT2(config), params, tokens, stride=stride, batch_size=batch_size
+      )
+      self.assertEqual(count, length - 1)
+      assert_close(found, total, dtype=np.float32)
+
+  @parameterized.parameters(
+    (dict(stride=9), "stride is 9: must be 1 to model.context_length, which is 8"),
+    (dict(stride=-1), "stride is -1: must be 1 to"),
+    (dict(batch_size=0), "batch_size is 0: must be at least 1"),
+    (dict(length=1), r"the text has 1 token\(s\): must have at least 2"),
+  )
+  def test_refuses(self, changes, message):
+    config, params, tokens = self.text(changes.pop("length", 5))
+    arguments = dict(stride=4, batch_size=2) | changes
+    with self.assertRaisesRegex(InputError, message):
+      text_loss(GPT2(config), params, tokens, **arguments)
+
+  def text(self, length):
+    config = GPT2Config(11, 8, num_layers=1, num_heads=2, embed_dim=8)
+    rng = np.random.default_rng(0)
+    key, shape = jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    shapes = nn.unbox(jax.eval_shape(GPT2(config).init, key, shape))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
+    return config, params, rng.integers(0, 11, length).tolist()

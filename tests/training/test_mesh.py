@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+import numpy as np
 import optax
 
 from gpt2_flax.errors import InputError
@@ -41,6 +42,39 @@ class MeshTest(chex.TestCase):
     config = MeshConfig(*sizes)
     with self.assertRaisesRegex(InputError, "number of devices, which is 1"):
       mesh_lib.make_mesh(config, train_config())
+
+  @parameterized.parameters(
+    ((-1, 1, 1), (8, 1, 1)), ((-1, 2, 4), (1, 2, 4)), ((2, 1, 4), (2, 1, 4))
+  )
+  def test_its_parts_are_in_order(self, sizes, shape):
+    with (
+      mock.patch.object(jax, "device_count", return_value=8),
+      mock.patch.object(jax, "make_mesh") as made,
+    ):
+      mesh_lib.make_mesh(MeshConfig(*sizes), train_config())
+    self.assertEqual(made.call_args.args, (shape, ("data", "fsdp", "tensor")))
+
+  @parameterized.parameters(((2, 2, 2), 6, 1), ((4, 1, 2), 8, 4), ((1, 8, 1), 12, 1))
+  def test_refuses_pieces_that_devices_cannot_share(self, sizes, batch_size, pieces):
+    rows, sharers = batch_size // pieces, sizes[0] * sizes[1]
+    message = f"batch_size is {batch_size}: .* = {rows} must be divisible by the"
+    with (
+      mock.patch.object(jax, "device_count", return_value=8),
+      self.assertRaisesRegex(InputError, f"{message} {sharers} devices"),
+    ):
+      mesh_lib.make_mesh(MeshConfig(*sizes), train_config(batch_size, pieces))
+
+  def test_rows_are_shared_by_all_but_those_that_share_a_layer(self):
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    self.assertEqual(mesh_lib.batch_sharding(mesh).spec, P(("data", "fsdp")))
+
+  def test_what_each_process_puts_is_moved_by_name(self):
+    sharding = mesh_lib.batch_sharding(mesh_lib.one_device_mesh())
+    whole = np.arange(6).reshape(3, 2)
+    with jax.transfer_guard("disallow"):
+      found = mesh_lib.put_parts(whole, sharding)
+    self.assertEqual(found.sharding, sharding)
+    chex.assert_trees_all_equal(np.asarray(found), whole)
 
   @parameterized.parameters(
     ([slice(0, 2), slice(2, 4)], [0, 1, 2, 3]),

@@ -5,8 +5,11 @@ import pathlib
 import struct
 import tempfile
 import time
+from unittest import mock
 
 import chex
+import jax
+from matplotlib import figure
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
@@ -54,6 +57,37 @@ class MetricsTest(chex.TestCase):
     plot_loss([*records, {"step": 2, "val/floor": 1.0}], self.workdir / "b.png")
     pictures = [(self.workdir / name).read_bytes() for name in ("a.png", "b.png")]
     self.assertNotEqual(*pictures)
+
+  def test_the_picture_shows_what_was_measured(self):
+    records = [
+      {"step": 1, "train/loss": 3.0},
+      {"step": 2, "train/loss": 2.0},
+      {"step": 2, "val/loss": 2.5, "val/floor": 1.5},
+    ]
+
+    def save(figure, path, **_):
+      path.touch()
+      (axes,) = figure.axes
+      lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+      self.assertEqual(lines["train"], [[1, 3.0], [2, 2.0]])
+      self.assertEqual(lines["validation"], [[2, 2.5]])
+      self.assertEqual([y for _, y in lines["floor 1.500"]], [1.5, 1.5])
+
+    with mock.patch.object(figure.Figure, "savefig", autospec=True) as saved:
+      saved.side_effect = save
+      plot_loss(records, self.workdir / "loss.png")
+    saved.assert_called_once()
+
+  def test_of_several_processes_only_the_first_writes(self):
+    MetricsWriter(self.workdir, start_step=0).write(1, {"train/loss": 2.5})
+    files = {path: path.stat() for path in self.workdir.rglob("*")}
+    write = mock.Mock()
+    with mock.patch.object(jax, "process_index", return_value=1):
+      writer = MetricsWriter(self.workdir, start_step=1, write=write)
+      writer.write(2, {"train/loss": 2.0})
+    self.assertEqual([r["step"] for r in writer.records], [1, 2])
+    self.assertEqual({path: path.stat() for path in self.workdir.rglob("*")}, files)
+    write.assert_not_called()
 
   def test_tensorboard_reads_what_was_written(self):
     writer = MetricsWriter(self.workdir, start_step=4)

@@ -11,9 +11,11 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
+import jax
+import numpy as np
 import pytest
 
-from gpt2_flax.errors import InputError
+from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.training import processes
 from gpt2_flax.training.source import load_run
 from tests import forked
@@ -226,6 +228,21 @@ class FindProcessTest(chex.TestCase):
     with self.assertRaisesRegex(InputError, "cannot be found out .*--coordinator"):
       self.find(SLURM | {"SLURM_NTASKS": "four"}, None, None, None)
 
+  def test_a_shell_in_an_allocation_is_on_its_own(self):
+    self.assertIsNone(
+      self.find(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None, None, None)
+    )
+
+  def test_a_pod_is_on_its_own_unless_it_is_of_a_job(self):
+    cluster = processes.clusters.ClusterEnv
+    name, pod = "auto_detect_unset_distributed_params", {"KUBERNETES_SERVICE_HOST": "x"}
+    with mock.patch.object(cluster, name, side_effect=RuntimeError("no such job")):
+      self.assertIsNone(self.find(pod, None, None, None))
+      with self.assertRaisesRegex(
+        InputError, "cannot be found out .no such job.: give"
+      ):
+        self.find(pod | {"JOB_COMPLETION_INDEX": "0"}, None, None, None)
+
   @parameterized.parameters(
     (("host:1234", 2, 2), "--process_id=2: must be 0 to 1"),
     (("host:1234", 2, -1), "--process_id=-1: must be 0 to 1"),
@@ -239,6 +256,40 @@ class FindProcessTest(chex.TestCase):
   def test_refuses(self, flags, message):
     with self.assertRaisesRegex(InputError, message):
       self.find({}, *flags)
+
+
+class AllTest(chex.TestCase):
+  """One of two processes; what it hears of the other is made up."""
+
+  def setUp(self):
+    super().setUp()
+    self.other, self.asked = True, []
+
+    def gather(holds):
+      self.asked.append(bool(holds))
+      return np.array([holds, self.other])
+
+    self.enterContext(mock.patch.object(jax, "process_count", return_value=2))
+    gathers = mock.patch.object(processes.multihost_utils, "process_allgather", gather)
+    self.enterContext(gathers)
+
+  @parameterized.product(here=(True, False), there=(True, False))
+  def test_everywhere_is_here_and_there(self, here, there):
+    self.other = there
+    self.assertEqual(processes.everywhere(here), here and there)
+
+  def test_what_fails_here_is_told_and_raised(self):
+    with self.assertRaisesRegex(ValueError, "ours"), processes.all_or_none():
+      raise ValueError("ours")
+    self.assertEqual(self.asked, [False])
+
+  def test_what_fails_there_is_raised_here(self):
+    with processes.all_or_none():
+      pass
+    self.other = False
+    with self.assertRaisesRegex(RunError, "another process"), processes.all_or_none():
+      pass
+    self.assertEqual(self.asked, [True, True])
 
 
 class MeetTest(chex.TestCase):
