@@ -160,7 +160,13 @@ class SelfAttentionTest(chex.TestCase):
     for mask in (additive, MASKS["padding"].astype("i4"), jnp.zeros((1, T, T))):
       with self.assertRaisesRegex(InputError, f"mask is of {mask.dtype}: .* bool"):
         module.apply(params, inputs(), mask)
-    for shape in ((B, T + 1, T), (B, T, 1 + T), (B + 1, 1, T), (1, 1, 1, 1)):
+    for shape in (
+      (B, T - 1, T),
+      (B, T + 1, T),
+      (B, T, 1 + T),
+      (B + 1, 1, T),
+      (1, 1, 1, 1),
+    ):
       message = f"mask has shape {list(shape)}: must be broadcastable to [B, T, S] ="
       with self.assertRaisesRegex(InputError, re.escape(f"{message} {[B, T, T]}")):
         module.apply(params, inputs(), np.ones(shape, bool))

@@ -73,10 +73,10 @@ class EvaluatorTest(chex.TestCase):
     evaluator, _, params, dataset = make_evaluator()
     real = np.stack([dataset.window("train", i)[:5] for i in range(3)])
     wrong = np.repeat(real[:1, :1], 5, axis=1)  # five start tokens
-    with mock.patch.object(
-      Evaluator, "samples", return_value=np.concatenate([real, wrong])
-    ):
-      self.assertEqual(evaluator.possible_share(params, 4, seed=0), 0.75)
+    at_the_end = np.concatenate([real[:1, :4], wrong[:, :1]], axis=1)
+    samples = np.concatenate([real, wrong, at_the_end])
+    with mock.patch.object(Evaluator, "samples", return_value=samples):
+      self.assertEqual(evaluator.possible_share(params, 5, seed=0), 0.6)
 
   def test_samples_begin_with_the_start_token_and_go_on_past_the_context(self):
     evaluator, model, params, dataset = make_evaluator(sample_tokens=11)
