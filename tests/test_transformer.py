@@ -374,6 +374,8 @@ class GPT2ConfigTest(chex.TestCase):
   def test_indivisible_width_names_the_heads_too(self):
     with self.assertRaisesRegex(InputError, "model.num_heads, which is 2"):
       dataclasses.replace(TINY, embed_dim=9)
+    with self.assertRaisesRegex(InputError, "model.num_heads, which is 3"):
+      dataclasses.replace(TINY, num_heads=3)
 
   def test_rotary_needs_an_even_head_dim(self):
     message = "model.embed_dim / model.num_heads is 3: must be even for .*=rotary"
@@ -405,6 +407,7 @@ class GPT2ConfigTest(chex.TestCase):
       (48, 25, 1600, 64),
     )
     self.assertEqual((config.dropout_rate, config.positional_encoding), (0.1, "none"))
+    self.assertEqual(GPT2Config.published("xl").positional_encoding, "learned")
 
   def test_never_changes(self):
     with self.assertRaises(dataclasses.FrozenInstanceError):
