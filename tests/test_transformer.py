@@ -120,13 +120,10 @@ class LogitsTest(chex.TestCase):
     expected = reference_logits(params, tokens(), model.config, mask_BHTS)
     assert_close(jax.jit(model.apply)(params, tokens(), mask=mask_BHTS), expected)
     cache, pieces = empty_cache(model.config, B, T), []
+    extend = jax.jit(functools.partial(model.apply, method="extend"))
     for start, end in ((0, 5), (5, T)):
-      mask, positions = mask_BHTS[:, :, start:end], None
-      piece, cache = model.apply(
-        params,
-        *(tokens()[:, start:end], positions, mask, cache, start),
-        method="extend",
-      )
+      mask = mask_BHTS[:, :, start:end]
+      piece, cache = extend(params, tokens()[:, start:end], None, mask, cache, start)
       pieces.append(model.apply(params, piece, method="unembed"))
     assert_close(jnp.concatenate(pieces, axis=1), expected)
 
