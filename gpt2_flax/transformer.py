@@ -187,7 +187,7 @@ class GPT2(nn.Module):
     Args:
       tokens_BT: int [B, T], T at most context_length. Each must be 0 to
         vocab_size - 1. Under jit this is not checked: a token that is too large gives
-        NaN there, and a negative one counts from the end of the vocabulary.
+        NaN in its text, and a negative one counts from the end of the vocabulary.
       positions: int [B, T] or [1, T]; None counts from 0.
       mask: bool, broadcastable to [B, T, S], or [B, H, T, S] with one for each head:
         see `SelfAttention`.

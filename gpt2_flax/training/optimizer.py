@@ -60,8 +60,8 @@ def make_optimizer(
   "adamw": Loshchilov & Hutter (2019), algorithm 2.
   "lion": Chen et al. (2023), algorithm 2; takes a learning rate some 5 times smaller.
   "muon": Jordan et al. (2024) for the kernels, Adam with Nesterov momentum (Dozat,
-    2016) at the same learning rate for the rest; takes a learning rate some 10 times larger. beta1 and beta2 are Adam's,
-    and only the kernels are decayed.
+    2016) at the same learning rate for the rest; takes a learning rate some 10 times
+    larger. beta1 and beta2 are Adam's, and only the kernels are decayed.
   """
   clip = optax.clip_by_global_norm(config.max_grad_norm)
   match config.name:
