@@ -9,7 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt2_flax.errors import InputError
+from gpt2_flax.interpret.residual import require_taps, residual_parts
 from gpt2_flax.interpret.trace import Trace
 from gpt2_flax.layers.layer_stacking import unstack_layers
 
@@ -33,7 +33,7 @@ def logit_lens(model: Any, params: Any, trace: Trace) -> jax.Array:
   Returns:
     float32 [L + 1, B, T, V].
   """
-  _require(trace, "residual_before", "residual_after")
+  require_taps(trace, "residual_before", "residual_after")
   stream = jnp.concatenate([trace.residual_before, trace.residual_after[-1:]])
 
   def read_out(x_BTD: jax.Array) -> jax.Array:
@@ -92,29 +92,9 @@ def logit_attribution(
   Returns:
     float32; they sum to the logits up to the rounding of the model's dtype.
   """
-  _require(
-    trace,
-    "token_embeddings",
-    "positions",
-    "residual_after",
-    "head_output",
-    "attention_output",
-  )
+  require_taps(trace, "residual_after")
+  parts = residual_parts(model, params, trace)
   weights = unstack_layers(nn.unbox(params["params"]))
-  outputs = [
-    weights[f"blocks_{layer}"]["attention"]["output"]
-    for layer in range(model.config.num_layers)
-  ]
-  num_layers, num_heads, batch_size, length, head_dim = trace.head_output.shape
-  kernel_LHKD = jnp.stack([output["kernel"] for output in outputs]).reshape(
-    num_layers, num_heads, head_dim, -1
-  )
-  heads_LHBTD = jnp.einsum("LHBTK,LHKD->LHBTD", trace.head_output, kernel_LHKD)
-  bias_LD = jnp.stack([output["bias"] for output in outputs])
-  bias_LBTD = jnp.broadcast_to(
-    bias_LD[:, None, None], (num_layers, batch_size, length, bias_LD.shape[-1])
-  )
-
   tied = model.config.tied_embeddings
   table_VD = weights["token_embedding" if tied else "output_embedding"]["embedding"]
   scale_D, norm_bias_D = weights["final_norm"]["scale"], weights["final_norm"]["bias"]
@@ -132,22 +112,11 @@ def logit_attribution(
       return jnp.einsum("...TD,VD->...TV", part, read_VD)
     return jnp.einsum("...BTD,BTD->...BT", part, read_VD[targets_BT])
 
-  constant_V = table_VD @ norm_bias_D
+  constant = table_VD @ norm_bias_D
   if targets_BT is None:
-    constant = jnp.broadcast_to(constant_V, (batch_size, length, len(constant_V)))
+    shape = (*trace.residual_after.shape[1:3], len(constant))
+    constant = jnp.broadcast_to(constant, shape)
   else:
-    constant = constant_V[targets_BT]
-  return LogitParts(
-    token_embeddings=say(trace.token_embeddings),
-    positions=say(jnp.broadcast_to(trace.positions, trace.token_embeddings.shape)),
-    heads=say(heads_LHBTD),
-    attention_bias=say(bias_LBTD),
-    mlp=None if trace.mlp_output is None else say(trace.mlp_output),
-    final_norm_bias=constant,
-  )
-
-
-def _require(trace: Trace, *taps: str) -> None:
-  for tap in taps:
-    if getattr(trace, tap) is None:
-      raise InputError(f"the trace has no {tap!r}: taps must include {', '.join(taps)}")
+    constant = constant[targets_BT]
+  said = jax.tree.map(say, parts)._asdict()
+  return LogitParts(**said, final_norm_bias=constant)
