@@ -1,0 +1,261 @@
+"""Sweeps of patches, each against a NumPy model that is patched by hand."""
+
+import functools
+
+from absl.testing import parameterized
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_flax import GPT2, GPT2Config, InputError, interpret
+from tests.close import assert_close, ROUNDINGS
+from tests.interpret import by_hand
+
+B, T, L, H, D, K = 2, 4, 3, 2, 8, 4
+TOKENS, OTHERS = np.random.default_rng(0).integers(0, 9, (2, B, T))
+OTHERS[:, 0] = TOKENS[:, 0]
+ANSWER, OTHER = 3, 5
+
+
+def metric(logits_BTV):
+  return (logits_BTV[:, -1, ANSWER] - logits_BTV[:, -1, OTHER]).mean()
+
+
+@functools.cache
+def model_and_params():
+  config = GPT2Config(
+    vocab_size=9,
+    context_length=T,
+    num_layers=L,
+    num_heads=H,
+    embed_dim=D,
+    mlp_dim=6,
+    positional_encoding="learned",
+    layer_norm_epsilon=by_hand.EPSILON,
+  )
+  model = GPT2(config)
+  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+  rng = np.random.default_rng(5)  # every head has something to tell every other
+  draw = lambda x: rng.normal(0, 1, x.shape).astype("f4")  # noqa: E731
+  return model, jax.tree.map(draw, shapes)
+
+
+@functools.cache
+def traced(others=True):
+  model, params = model_and_params()
+  run = jax.jit(functools.partial(interpret.trace, model))
+  return run(params, OTHERS if others else TOKENS)[1]
+
+
+def run_by_hand(tokens=TOKENS, replace=lambda name, layer, value: value):
+  return by_hand.forward(by_hand.exact(model_and_params()[1]), tokens, H, replace)
+
+
+def changed_by(replace):
+  return metric(run_by_hand(replace=replace)[0]) - metric(run_by_hand()[0])
+
+
+SCALE = 13.0  # of the logits, whose roundings a difference of metrics has
+SEEN = 10 * ROUNDINGS * 2**-24 * SCALE  # what is larger is no rounding
+
+
+class ActivationPatchingTest(chex.TestCase):
+  @parameterized.parameters(("LT", None), ("TL", 5))
+  def test_of_the_stream_by_layer_and_position(self, over, at_once):
+    _, others = run_by_hand(OTHERS)
+    expected = np.zeros((L, T))
+    for layer, position in np.ndindex(L, T):
+
+      def replace(name, at, value, layer=layer, position=position):
+        if (name, at) != ("residual_before", layer):
+          return value
+        patched = value.copy()
+        patched[:, position] = others[name, at][:, position]
+        return patched
+
+      expected[layer, position] = changed_by(replace)
+    found = interpret.activation_patching(
+      *model_and_params(), TOKENS, traced(), metric, over=over, at_once=at_once
+    )
+    assert_close(found, expected if over == "LT" else expected.T, scale=SCALE)
+    self.assertGreater(np.abs(expected[:, -1]).min(), SEEN)
+    assert_close(found.T[0] if over == "LT" else found[0], np.zeros(L), scale=SCALE)
+
+  def test_of_heads(self):
+    _, others = run_by_hand(OTHERS)
+    expected = np.zeros((L, H))
+    for layer, head in np.ndindex(L, H):
+
+      def replace(name, at, value, layer=layer, head=head):
+        if (name, at) != ("head_output", layer):
+          return value
+        patched = value.copy()
+        patched[head] = others[name, at][head]
+        return patched
+
+      expected[layer, head] = changed_by(replace)
+    found = interpret.activation_patching(
+      *model_and_params(), TOKENS, traced(), metric, "head_output", "LH"
+    )
+    assert_close(found, expected, scale=SCALE)
+    self.assertGreater(np.abs(expected).min(), SEEN)
+
+  def test_of_a_model_that_is_edited(self):
+    """Patched first, a head that is taken away changes nothing."""
+    gone = interpret.edited(*model_and_params(), [interpret.ablate_heads(np.eye(L, H))])
+    _, source = interpret.trace(*gone, OTHERS, taps=["head_output"])
+    found = interpret.activation_patching(
+      *gone, TOKENS, source, metric, "head_output", "LH"
+    )
+    self.assertEqual([float(found[0, 0]), float(found[1, 1])], [0.0, 0.0])
+    self.assertGreater(float(abs(found[0, 1])), 1e-3)
+
+
+class AttributionPatchingTest(chex.TestCase):
+  @parameterized.parameters(("head_output", "LH"), ("residual_before", "TL"))
+  def test_is_activation_patching_for_small_differences(self, site, over):
+    """By hand: the slope, from steps of a thousandth of the difference to both sides.
+
+    Its square is what a slope may be off by.
+    """
+    _, here = run_by_hand()
+    source = traced()[site]
+    axes = interpret.TAPS[site]
+    indices = np.ndindex(*(source.shape[axes.index(axis)] for axis in over))
+    expected = np.zeros([source.shape[axes.index(axis)] for axis in over])
+    for index in indices:
+      at = dict(zip(over, index, strict=True))
+      place = tuple(at.get(axis, slice(None)) for axis in axes)
+
+      def moved(share, place=place):
+        def replace(name, layer, value):
+          if (name, layer) != (site, place[0]):
+            return value
+          patched = value.copy()
+          away = np.asarray(source[layer], np.float64) - here[name, layer]
+          patched[place[1:]] += share * away[place[1:]]
+          return patched
+
+        return changed_by(replace)
+
+      expected[index] = (moved(1e-3) - moved(-1e-3)) / 2e-3
+    found = interpret.attribution_patching(
+      *model_and_params(), TOKENS, traced(), metric, site, over
+    )
+    assert_close(found, expected, 4 * ROUNDINGS)
+
+
+class PathPatchingTest(chex.TestCase):
+  RECEIVERS = np.array([[0, 0], [0, 1], [1, 0]], bool)
+
+  def expected(self, receivers, to, through_mlps):
+    """With the receivers' input by hand: this run's stream, and what senders add."""
+    params = by_hand.exact(model_and_params()[1])
+    _, here = run_by_hand()
+    _, others = run_by_hand(OTHERS)
+    changes = np.zeros((L, H))
+    for sender, head in np.ndindex(L, H):
+      output = params[f"blocks_{sender}"]["attention"]["output"]["kernel"]
+      said = others["head_output", sender][head] - here["head_output", sender][head]
+      received = {}
+      added = said @ output[head * K : (head + 1) * K]
+      for layer in range(sender, L):
+        block = params[f"blocks_{layer}"]
+        if layer > sender:
+          heads = block["attention"]["heads"][to]
+          normed = by_hand.norm(
+            here["residual_before", layer] + added, block["attention_norm"]
+          )
+          for receiver in np.flatnonzero(receivers[layer]):
+            kernel, bias = heads["kernel"][receiver], heads["bias"][receiver]
+            received[layer, receiver] = normed @ kernel + bias
+        if through_mlps:
+          attended = by_hand.dense(
+            np.concatenate(here["head_output", layer], -1), block["attention"]["output"]
+          )
+          between = here["residual_before", layer] + attended
+          after = between + added + by_hand.feed_forward(between + added, block)
+          added = after - between - here["mlp_output", layer]
+
+      def replace(name, layer, value, received=received):
+        value = value.copy()
+        for (at, receiver), new in received.items():
+          if (name, layer) == (to, at):
+            value[receiver] = new
+        return value
+
+      changes[sender, head] = changed_by(replace)
+    return changes
+
+  @parameterized.product(to=("query", "key", "value"), through_mlps=(False, True))
+  def test_by_hand(self, to, through_mlps):
+    expected = self.expected(self.RECEIVERS, to, through_mlps)
+    found = interpret.path_patching(
+      *model_and_params(),
+      TOKENS,
+      traced(),
+      metric,
+      self.RECEIVERS,
+      to,
+      through_mlps=through_mlps,
+      at_once=4 if through_mlps else None,
+    )
+    assert_close(found, expected, scale=SCALE)
+    self.assertGreater(np.abs(expected[:2]).min(), SEEN)
+    # after the last receiver, or beside it: nothing comes there
+    assert_close(found[2], jnp.zeros(H), 2, scale=SCALE)
+
+  def test_every_sender_to_every_receiver(self):
+    one_hot = np.eye(L * H, dtype=bool).reshape(L * H, L, H)
+    found = jax.vmap(
+      lambda receivers_LH: interpret.path_patching(
+        *model_and_params(), TOKENS, traced(), metric, receivers_LH, "value"
+      )
+    )(one_hot)
+    for receiver in (2, 5):
+      expected = self.expected(one_hot[receiver], "value", False)
+      assert_close(found[receiver], expected, scale=SCALE)
+    assert_close(found[:2], jnp.zeros((2, L, H)), 2, scale=SCALE)
+
+  def test_without_feed_forward(self):
+    model, params = model_and_params()
+    model = GPT2(GPT2Config(**{**vars(model.config), "feed_forward": False}))
+    _, source = interpret.trace(model, params, OTHERS, taps=["head_output"])
+    found = interpret.path_patching(
+      model, params, TOKENS, source, metric, self.RECEIVERS
+    )
+    self.assertGreater(float(abs(found[0]).min()), 1e-4)
+
+
+class RefusalsTest(chex.TestCase):
+  @parameterized.parameters(
+    (dict(over="LH"), "over is 'LH': must be axes of 'residual_before', .*: LBTD"),
+    (dict(over=""), "over is '': must be"),
+    (dict(over="LL"), "over is 'LL': must be axes .* each once"),
+    (dict(site="residual"), "unknown tap 'residual'"),
+    (dict(at_once=0), "at_once is 0: must be at least 1"),
+    (dict(source=interpret.Trace()), "the trace has no 'residual_before'"),
+  )
+  def test_a_sweep_that_does_not_exist(self, changes, message):
+    values = dict(source=traced(), metric=metric) | changes
+    with self.assertRaisesRegex(InputError, message):
+      interpret.activation_patching(*model_and_params(), TOKENS, **values)
+
+  def test_a_source_of_other_texts(self):
+    model, params = model_and_params()
+    _, source = interpret.trace(model, params, TOKENS[:, :3])
+    for function in (interpret.activation_patching, interpret.attribution_patching):
+      with self.assertRaisesRegex(InputError, "'residual_before'.* 3"):
+        function(model, params, TOKENS, source, metric)
+
+  def test_a_path_to_nowhere(self):
+    with self.assertRaisesRegex(InputError, "'valeu': did you mean 'value'"):
+      interpret.path_patching(
+        *model_and_params(), TOKENS, traced(), metric, np.ones((L, H)), "valeu"
+      )
+    with self.assertRaisesRegex(InputError, "'query': axis L is 4: must be 1 or 3"):
+      interpret.path_patching(
+        *model_and_params(), TOKENS, traced(), metric, np.ones((4, H))
+      )
