@@ -1,0 +1,66 @@
+"""The residual stream as a sum, against the trace and by hand."""
+
+import functools
+
+from absl.testing import parameterized
+import chex
+import jax
+import numpy as np
+
+from gpt2_flax import InputError, interpret
+from tests.close import assert_close
+from tests.interpret import test_logits
+
+traced, total, size = test_logits.traced, test_logits.total, test_logits.size
+
+
+class ResidualPartsTest(chex.TestCase):
+  @parameterized.parameters(*test_logits.CONFIGS, "by_layer")
+  def test_the_parts_sum_to_the_stream(self, name):
+    model, params, _, _, trace = traced(name)
+    parts = interpret.residual_parts(model, params, trace)
+    assert_close(total(parts), trace.residual_after[-1], scale=size(parts))
+
+  def test_the_parts_of_a_layer_sum_to_what_it_adds(self):
+    model, params, tokens, _, trace = traced("learned_untied")
+    parts = interpret.residual_parts(model, params, trace)
+    attended = parts.heads.sum(1) + parts.attention_bias
+    assert_close(attended, trace.attention_output, scale=size([parts.heads]))
+    chex.assert_trees_all_equal(parts.mlp, trace.mlp_output)
+    table = params["params"]["token_embedding"]["embedding"]
+    chex.assert_trees_all_equal(parts.token_embeddings, table[tokens])
+    places = params["params"]["positional_encoding"]["embedding"]["embedding"][:5]
+    chex.assert_trees_all_equal(parts.positions, np.tile(places, (3, 1, 1)))
+
+  def test_without_feed_forward(self):
+    model = test_logits.make_model(feed_forward=False)
+    params, tokens = traced("plain")[1:3]
+    _, trace = interpret.trace(model, params, tokens)
+    parts = interpret.residual_parts(model, params, trace)
+    self.assertIsNone(parts.mlp)
+    assert_close(total(parts[:4]), trace.residual_after[-1], scale=size(parts[:4]))
+
+  def test_a_trace_without_what_is_needed_is_refused(self):
+    model, params, tokens, _, _ = traced("plain")
+    taps = ["token_embeddings", "positions", "head_output"]
+    _, trace = interpret.trace(model, params, tokens, taps=taps)
+    with self.assertRaisesRegex(InputError, "no 'mlp_output': taps must include"):
+      interpret.residual_parts(model, params, trace)
+    with self.assertRaisesRegex(InputError, "no 'residual_before': taps must include"):
+      interpret.accumulated_residual(trace)
+
+
+class AccumulatedTest(chex.TestCase):
+  def test_each_addition_in_its_turn(self):
+    trace = traced("plain")[-1]
+    stream = jax.jit(interpret.accumulated_residual)(trace)
+    chex.assert_shape(stream, (5, 3, 5, 8))
+    added = [
+      addition
+      for layer in range(2)
+      for addition in (trace.attention_output[layer], trace.mlp_output[layer])
+    ]
+    expected = functools.reduce(
+      lambda stream, x: [*stream, stream[-1] + x], added, [trace.residual_before[0]]
+    )
+    assert_close(stream, np.stack(expected))
