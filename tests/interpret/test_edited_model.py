@@ -2,18 +2,23 @@
 
 import copy
 
+from absl.testing import parameterized
 import chex
 import numpy as np
 
 from gpt2_flax import generation, InputError, interpret
 from gpt2_flax.interpret import ablate_heads, steer
+from tests.close import assert_close
 from tests.interpret.test_edits import (
   H,
   L,
   logits_with,
+  make_model,
   model_and_params,
+  random_params,
   scale_output,
   TOKENS,
+  unedited,
   VECTOR,
 )
 
@@ -44,6 +49,32 @@ class EditedModelTest(chex.TestCase):
     twice = interpret.edited(*interpret.edited(*model_and_params(), [first]), [second])
     logits, _ = interpret.trace(*twice, TOKENS, [], taps=())
     chex.assert_trees_all_equal(logits, logits_with(first, second))
+
+  def test_new_edits_come_after_those_it_has(self):
+    add = steer(VECTOR, [1, 0])
+    double = interpret.make_edit("residual_before", [1, 0], 2.0, 0.0)
+    before = unedited()[1].residual_before[0]
+    for first, then, expected in (
+      (add, double, 2 * (before + VECTOR[None, None])),
+      (double, add, 2 * before + VECTOR[None, None]),
+    ):
+      once = interpret.edited(*model_and_params(), [first])
+      twice = interpret.edited(*once, [then])
+      for logits, trace in (
+        interpret.trace(*twice, TOKENS),
+        interpret.trace(*once, TOKENS, [then]),
+      ):
+        assert_close(trace.residual_before[0], expected)
+        assert_close(logits, logits_with(first, then))
+
+  @parameterized.parameters(None, "__call__", "hidden", "extend")
+  def test_an_edit_that_hits_nothing_is_refused(self, method):
+    model = make_model(feed_forward=False)
+    edit = steer(VECTOR, [1, 0], "mlp_output")
+    model, params = interpret.edited(model, random_params(model), [edit])
+    with self.assertRaisesRegex(InputError, "edit 'mlp_output' hit nothing"):
+      model.apply(params, TOKENS, method=method)
+    model.apply(params, np.ones((1, 2, 8), "f4"), method="unembed")  # a part of a pass
 
   def test_generation(self):
     model, params = model_and_params()

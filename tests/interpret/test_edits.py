@@ -198,6 +198,23 @@ class EditsTest(chex.TestCase):
       )[1]
       assert_close(trace.residual_before[0], expected)
 
+  def test_two_places_of_one_layers_stream(self):
+    def change(params):
+      params["positional_encoding"]["embedding"]["embedding"] += VECTOR
+      params["blocks_0"]["attention"]["output"]["bias"] -= 3 * VECTOR
+
+    edits = steer(VECTOR, [1, 0]), steer(-3 * VECTOR, [1, 0], "residual_between")
+    assert_close(logits_with(*edits), logits_of_changed_params(change))
+
+  def test_the_stream_keeps_its_dtype(self):
+    """However exact the vector that is added: else all that follows were as slow."""
+    model = make_model(dtype="bfloat16")
+    for site in ("token_embeddings", "residual_before", "residual_between"):
+      edit = steer(VECTOR, True, site)
+      _, trace = interpret.trace(model, random_params(model), TOKENS, [edit])
+      chex.assert_type(trace.residual_after, jnp.bfloat16)
+      chex.assert_type(trace[site], jnp.bfloat16)
+
   def test_the_trace_has_the_edited_values(self):
     edits = [ablate_heads(np.ones((L, H))), steer(VECTOR, [0, 1], "residual_between")]
     _, trace = interpret.trace(*model_and_params(), TOKENS, edits)
@@ -326,6 +343,14 @@ class RefusalsTest(chex.TestCase):
     (lambda: ablate_heads(np.ones((2, 3))), "'head_output': axis H is 3: .* 1 or 2"),
     (lambda: steer(np.ones(7), [1, 0]), "'residual_before': axis D is 7: .* 1 or 8"),
     (lambda: steer(np.ones((4, 8)), [1, 0]), "axis T is 4: must be 1 or 5"),
+    (
+      lambda: interpret.make_edit("residual_before", True, np.ones((1, 1, 4)), 0.0),
+      "'residual_before': axis T is 4: must be 1 or 5",
+    ),
+    (
+      lambda: patch("mlp_output", 0.0, np.ones((1, 1, 4))),
+      "axis T is 4: must be 1 or 5",
+    ),
     (lambda: patch("positions", np.ones((3, 5, 8))), "axis B is 3: must be 1 or 1"),
     (lambda: patch("query", 0.0, np.ones((2,) * 6)), r"mask .* at most 5 axes, LHBTK"),
     (

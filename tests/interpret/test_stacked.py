@@ -1,0 +1,70 @@
+"""A model whose layers are stacked tells all that the one with layers apart tells."""
+
+import functools
+
+from absl.testing import parameterized
+import chex
+import jax.numpy as jnp
+
+from gpt2_flax import interpret
+from gpt2_flax.layers.layer_stacking import stack_layers
+from tests.interpret.test_edits import make_model, random_params, TOKENS, VECTOR
+
+BATCH = {"inputs": TOKENS[:, :-1], "targets": TOKENS[:, 1:]}
+
+
+@functools.cache
+def both():
+  apart, stacked = make_model(num_layers=3), make_model(num_layers=3, scan_layers=True)
+  params = random_params(apart)
+  return (apart, params), (stacked, stack_layers(params))
+
+
+def attribution(model, params):
+  _, run = interpret.trace(model, params, TOKENS)
+  return interpret.logit_attribution(model, params, run)
+
+
+def lens(model, params):
+  _, run = interpret.trace(model, params, TOKENS)
+  return interpret.logit_lens(model, params, run)
+
+
+def edited(model, params):
+  edits = [
+    interpret.ablate_heads([[0, 1], [0, 0], [1, 0]]),
+    interpret.steer(VECTOR, [0, 1, 0]),
+    interpret.make_edit("mlp_hidden", [0, 0, 1], 0.5, 0.1),
+    interpret.transform("query", jnp.square, mask=[[1, 0], [0, 0], [0, 1]]),
+  ]
+  edited_model, edited_params = interpret.edited(model, params, edits)
+  return interpret.trace(model, params, TOKENS, edits), edited_model.apply(
+    edited_params, TOKENS
+  )
+
+
+def last(logits_BTV):
+  return logits_BTV[:, -1, 0].mean()
+
+
+def path(model, params):
+  _, source = interpret.trace(model, params, (TOKENS + 1) % 11)
+  receivers = [[0, 0], [0, 0], [1, 0]]
+  return interpret.path_patching(model, params, TOKENS, source, last, receivers)
+
+
+class StackedTest(chex.TestCase):
+  @parameterized.parameters(
+    lambda *model: interpret.trace(*model, TOKENS),
+    edited,
+    lambda *model: interpret.head_ablation(*model, BATCH),
+    lambda *model: interpret.head_gradient(*model, BATCH),
+    lens,
+    attribution,
+    path,
+    interpret.composition_scores,
+  )
+  def test_to_the_bit(self, measure):
+    apart, stacked = (measure(*model) for model in both())
+    chex.assert_trees_all_equal(stacked, apart)
+    chex.assert_tree_all_finite(apart)
