@@ -233,21 +233,16 @@ class RecipesTest(parameterized.TestCase):
 
   def test_probe(self):
     names = read("A probe")
-    print(names["probe_trained"], names["probe_untrained"])
     self.assertGreater(min(names["probe_trained"]), 0.95)
     self.assertGreater(names["probe_untrained"][0], 0.95)
     self.assertLess(names["probe_untrained"][1], 0.8)
 
   def test_tuned_lens(self):
     names = read("A tuned lens")
-    print(names["kl_plain"], names["kl_tuned"])
     self.assertTrue((names["kl_tuned"] < names["kl_plain"] / 5).all())
 
   def test_sparse_autoencoder(self):
     names = read("A sparse autoencoder")
-    print(
-      names["loss_recovered"], names["active"], names["with_mean"], names["with_sae"]
-    )
     self.assertBetween(float(names["loss_recovered"]), 0.9, 1.0)
     self.assertLess(names["active"], 16)
     self.assertGreater(names["with_mean"], names["with_sae"] + 1)

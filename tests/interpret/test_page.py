@@ -6,7 +6,9 @@ import hashlib
 import html
 import json
 import re
+from unittest import mock
 
+from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
@@ -152,6 +154,60 @@ class PageDataTest(chex.TestCase):
       else:
         self.assertLess(layers, 48)
         self.assertIn(f"the page opens the first {layers}.", notes[1])
+
+  @parameterized.parameters(
+    dict(), dict(scale_attention=False, scale_attention_by_layer=True)
+  )
+  def test_scores_are_dot_products_over_the_divisors(self, **changes):
+    model, params = make(self.language.tokenizer.vocab_size, **changes)
+    data = page_data(model, params, self.language.tokenizer, [0, 1, 2], title="")
+    query, key, scores = (
+      decoded(data["arrays"][name]).astype("f8") for name in ("query", "key", "scores")
+    )
+    products = np.einsum("lhtk,lhsk->lhts", query, key)
+    divisors = np.array(data["divisors"])[:, None, None, None]
+    assert_close(scores, products / divisors, dtype=np.float32)
+
+  def test_what_has_no_room_is_cut_and_says_so(self):
+    tokens = [0, *([1, 2, 3] * 6)]
+    with (
+      mock.patch.object(page_data_module, "MAX_FEATURES", 10),
+      mock.patch.object(page_data_module, "MAX_VALUES", 3_000),
+    ):
+      data = page_data(
+        self.model, self.params, self.language.tokenizer, tokens, title=""
+      )
+    _, run = interpret.trace(self.model, self.params, jnp.array([tokens[:16]]))
+    self.assertEqual([len(data["tokens"]), data["num_layers"]], [16, 1])
+    text, layers, features = data["notes"]
+    self.assertIn("the page shows the first 16.", text)
+    self.assertIn("The model has 2 layers; the page opens the first 1.", layers)
+    self.assertIn("the first 10 features", features)  # of 8 and 12
+    hidden, weights = (decoded(data["arrays"][n]) for n in ("mlp_hidden", "weights"))
+    assert_close(hidden, run.mlp_hidden[:1, 0, :, :10])
+    assert_close(weights, run.weights[:1, :, 0])
+    # of whole vectors, in all layers
+    for name, lengths in data["norms"].items():
+      whole = np.asarray(run[name], np.float64)[:, 0]
+      expected = np.sqrt((whole**2).sum(-1))
+      assert_close(np.array(lengths), expected, dtype=np.float32)
+
+  def test_what_is_not_known_is_left_out(self):
+    """No token repeats, and the language knows no text that begins so."""
+    data = page_data(
+      self.model,
+      self.params,
+      self.language.tokenizer,
+      [1, 2, 3],
+      title="",
+      dataset=self.language,
+    )
+    self.assertIsNone(data["oracle"])
+    data = page_data(
+      self.model, self.params, self.language.tokenizer, [1, 2, 3], title=""
+    )
+    self.assertEqual(data["heads"]["induction"], [[None, None], [None, None]])
+    json.dumps(data, allow_nan=False)
 
   def test_other_tokens_weigh_what_they_weigh(self):
     logits = 3 * np.random.default_rng(0).normal(size=(2, 300))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax import InputError, interpret, MultiHeadAttention, SelfAttention
+from gpt2_flax import GPT2, InputError, interpret, MultiHeadAttention, SelfAttention
 from gpt2_flax.positional_encoding import PositionalEncoding
 from gpt2_flax.transformer import Block, FeedForward
 from tests.close import assert_close
@@ -104,6 +104,11 @@ class Mine(nn.Module):
     return x_BTD + MultiHeadAttention(2, self.wide, name="ant")(x_BTD)
 
 
+class LoudHead(SelfAttention):
+  def mix(self, weights_BTS, value_BSK):
+    return 2 * super().mix(weights_BTS, value_BSK)
+
+
 class OwnModuleTest(chex.TestCase):
   def test_layers_are_counted_as_they_are_called(self):
     module = Mine()
@@ -125,6 +130,13 @@ class OwnModuleTest(chex.TestCase):
       interpret.trace(module, params, X)
     _, trace = interpret.trace(module, params, X, taps=["weights"])
     chex.assert_shape(trace.weights, (2, 2, 3, 5, 5))
+
+  def test_a_head_that_calls_its_base_class_is_edited_once(self):
+    model, params = model_and_params()
+    loud = GPT2(model.config, head=LoudHead)
+    edit = interpret.scale_heads(np.full((2, 2), 0.5))
+    logits, trace = interpret.trace(loud, params, TOKENS, [edit])
+    assert_close((logits, trace), unedited())
 
   def test_says_what_it_needs(self):
     module = nn.Dense(3)
