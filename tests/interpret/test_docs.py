@@ -224,11 +224,11 @@ class RecipesTest(parameterized.TestCase):
     # layer 0: all of it enters at the one word that differs, and so at no other
     stream = np.asarray(names["stream_LT"])
     self.assertEqual(np.argmax(stream[0]), 2)
-    self.assertGreater(stream[0, 2], 3)
+    self.assertGreater(stream[0, 2], 1)
     # layer 1: the last position has most of it by then
     self.assertEqual(np.argmax(stream[1]), 5)
     paths = np.asarray(names["paths_NLH"])
-    self.assertGreater(np.abs(paths[2:, 0]).max(), 1e-3)
+    self.assertBetween(np.abs(paths[2:, 0]).max(), 1e-3, 0.1)
     assert_close(paths[:, 1], np.zeros((4, 2)), 2, scale=names["logits"])
 
   def test_probe(self):

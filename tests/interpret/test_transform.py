@@ -103,6 +103,11 @@ class TransformTest(chex.TestCase):
     ):
       assert_close(logits_with(*edits), at_residual([1], function))
 
+  def test_scale_and_value_come_after_the_function(self):
+    edit = transform("residual_before", squared, 2.0, mask=[0, 1, 0])
+    edit = edit.replace(scale=3 * edit.scale, value=edit.value + 0.5)
+    assert_close(logits_with(edit), at_residual([1], lambda x: 6 * x**2 + 0.5))
+
   def test_its_arguments_are_arguments_of_jit(self):
     @jax.jit
     def run(direction):
