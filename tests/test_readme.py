@@ -23,7 +23,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = {path.name: path for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LOOKED_AT = {"README.md", "configs.md", "pretrained.md", "runs.md"}  # each by its test
+# each by a test of its own
+LOOKED_AT = {"README.md", "configs.md", "interpret.md", "pretrained.md", "runs.md"}
 MOST_WORDS = 900  # of the README, code and tables included
 
 

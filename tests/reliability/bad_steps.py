@@ -124,7 +124,8 @@ def _train(
   states, said, ended = [], io.StringIO(), ""
 
   def make_watched_step(*args):
-    train_step = step_lib.make_train_step(*args)
+    *others, _ = args  # without the loss
+    train_step = step_lib.make_train_step(*others, _spoilt_loss)
 
     def watched(state, batch):
       state, metrics = train_step(state, batch)
@@ -138,7 +139,6 @@ def _train(
 
   train_batches = loop.train_batches
   with (
-    mock.patch.object(step_lib, "summed_loss", _spoilt_loss),
     mock.patch.object(loop, "make_train_step", make_watched_step),
     mock.patch.object(loop, "train_batches", marked_batches),
     contextlib.redirect_stdout(said),

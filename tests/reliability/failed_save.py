@@ -60,14 +60,14 @@ def _assert_raised(
   fault: Callable[[pathlib.Path], None],
   noticed_by: Callable[[Checkpoints], None],
 ) -> None:
-  before = checkpoints._manifest
+  before = checkpoints.manifest
 
   def failing(temporary: pathlib.Path) -> bytes:
     if temporary.name.startswith("2"):
       fault(temporary)
     return before(temporary)
 
-  with mock.patch.object(checkpoints, "_manifest", failing):
+  with mock.patch.object(checkpoints, "manifest", failing):
     saver = Checkpoints(folder, KEEP)
     _save(saver, 1)
     saver.wait()
@@ -82,7 +82,7 @@ def _assert_raised(
   assert "\n" not in line, line
   if fault is not _no_folder:
     assert_whole(folder / "1")
-    assert checkpoints._damage(folder / "2"), "what is not whole counts"
+    assert checkpoints.damage(folder / "2"), "what is not whole counts"
 
 
 @functools.cache

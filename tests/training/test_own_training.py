@@ -22,6 +22,7 @@ from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.loss import summed_loss
 from gpt2_flax.training.mesh import one_device_mesh
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
+from gpt2_flax.training.report import checked_measures
 from gpt2_flax.training.step import abstract_state, init_state
 from tests.close import assert_close
 
@@ -64,7 +65,7 @@ class OwnTrainingTest(chex.TestCase):
     config.train.update(num_steps=num_steps, batch_size=8, log_every_steps=1)
     config.eval.update(num_windows=8, sample_tokens=0, every_steps=3)
     config.checkpoint.update(every_steps=2, keep_steps="0,1,5")
-    config.optimizer.warmup_steps = 2
+    config.optimizer.update(name="adamw", learning_rate=0.01, warmup_steps=2)
     experiment, self.dataset = parse(config)
     return loop.train(experiment, self.dataset, str(self.folder / name), **own)
 
@@ -138,7 +139,11 @@ class OwnTrainingTest(chex.TestCase):
   )
   def test_measures_that_are_none(self, measures, message):
     with self.assertRaisesRegex(InputError, message):
-      self.train("run", num_steps=1, on_eval=lambda *_: measures)
+      checked_measures(measures)
+
+  def test_measures_are_checked(self):
+    with self.assertRaisesRegex(InputError, "measure 'val/loss': must be a text"):
+      self.train("run", num_steps=1, on_eval=lambda *_: {"val/loss": 1.0})
 
 
 SMALL = GPT2Config(
