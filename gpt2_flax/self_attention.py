@@ -170,10 +170,11 @@ class SelfAttention(nn.Module):
     divide 0 by 0 if its scores were -inf. With the lowest finite score it is uniform,
     and the last line makes it zero, in the gradient too.
     """
+    scores_BTS = jnp.where(allowed_BTS, scores_BTS, -jnp.inf)
+    seen_BTS = scores_BTS > -jnp.inf
     lowest = jnp.finfo(scores_BTS.dtype).min
-    scores_BTS = jnp.maximum(jnp.where(allowed_BTS, scores_BTS, lowest), lowest)
-    weights_BTS = jax.nn.softmax(scores_BTS)
-    return jnp.where(scores_BTS > lowest, weights_BTS, 0.0)
+    weights_BTS = jax.nn.softmax(jnp.where(seen_BTS, scores_BTS, lowest))
+    return jnp.where(seen_BTS, weights_BTS, 0.0)
 
   def mix(self, weights_BTS: jax.Array, value_BSK: jax.Array) -> jax.Array:
     """The values, averaged by the weights: [B, T, K]."""

@@ -96,13 +96,14 @@ class SelfAttentionTest(chex.TestCase):
   def test_scores_of_any_size_are_stable(self):
     low = -1e30  # and yet no score so low as not to count
     scores = [[1e30, 1e30, -1e30], [1e4, 1e4 + 1, 0.0], [low, low, 2 * low]]
-    scores = jnp.array([scores])
+    scores = jnp.array([[*scores, [low, low, 0.0]]])
+    allowed = jnp.ones((1, 4, 3), bool).at[0, 3, 2].set(False)
     weights = self.variant(
       lambda *args: SelfAttention(K).apply({}, *args, method="weights")
-    )(scores, jnp.ones((1, 1, 1), bool))
+    )(scores, allowed)
     e = 1 / (1 + math.e)
     # the 3 keys of a softmax, and the expected value is rounded once
-    expected = [[0.5, 0.5, 0], [e, 1 - e, 0], [0.5, 0.5, 0]]
+    expected = [[0.5, 0.5, 0], [e, 1 - e, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]]
     assert_close(weights, np.array([expected], "f4"), 3 + 3 + 1)
 
   def test_a_row_with_nothing_to_attend_to_is_zero_and_teaches_nothing(self):
