@@ -60,18 +60,20 @@ class Registry(Mapping[str, Any]):
     where = origin(self[name])
     return "" if where.startswith(f"{PACKAGE}.") else where
 
+  def check_imported(self, name: Any, where: str | None) -> None:
+    """Raises an InputError for a part of a run that has not been added.
 
-def not_imported(field: str, name: str, where: str) -> InputError:
-  """The error for a run that has a part which was not added.
-
-  Args:
-    where: `origin` of the part, as the run's folder has it.
-  """
-  module = where.partition(":")[0]
-  return InputError(
-    f"{field} is {name!r}, which is not imported: its folder says that {module} has it;"
-    f" if you trust that code, add --import={module}"
-  )
+    Args:
+      where: what `needs` said when the run was made, as its folder has it; None if it
+        said nothing.
+    """
+    if where is None or not isinstance(name, str) or name in self:
+      return
+    module = where.partition(":")[0]
+    raise InputError(
+      f"{self.field} is {name!r}, which is not imported: its folder says that {module}"
+      f" has it; if you trust that code, add --import={module}"
+    )
 
 
 def origin(part: Any) -> str:

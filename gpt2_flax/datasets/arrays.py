@@ -8,7 +8,6 @@ config.data.tokenizer = "my_tokenizer"      a folder or file; "" where there is 
 
 from collections.abc import Mapping
 import dataclasses
-import os
 import pathlib
 from typing import ClassVar
 
@@ -16,7 +15,12 @@ import numpy as np
 
 from gpt2_flax.datasets.dataset import Dataset
 from gpt2_flax.errors import InputError
-from gpt2_flax.tokenizer import NumberTokenizer, read_tokenizer, Tokenizer
+from gpt2_flax.tokenizer import (
+  NumberTokenizer,
+  read_tokenizer,
+  Tokenizer,
+  tokenizer_file,
+)
 
 AT_ONCE = 1 << 24  # ids that are looked at together
 
@@ -67,7 +71,7 @@ class ArrayConfig:
     largest = {name: _largest(array, name) for name, array in arrays.items()}
     tokenizer: Tokenizer = NumberTokenizer(self.vocab_size or max(largest.values()) + 1)
     if self.tokenizer:
-      tokenizer = read_tokenizer(_tokenizer_file(self.tokenizer))
+      tokenizer = read_tokenizer(tokenizer_file(self.tokenizer))
     for name, token in largest.items():
       if token >= tokenizer.vocab_size:
         raise InputError(
@@ -165,8 +169,3 @@ def _largest(array: np.ndarray, name: str) -> int:
       raise InputError(f"{name} has token id {part.min()}: must be 0 or more")
     largest = max(largest, int(part.max()))
   return largest
-
-
-def _tokenizer_file(name: str) -> pathlib.Path:
-  path = pathlib.Path(name)
-  return path / "tokenizer.json" if os.path.isdir(path) else path

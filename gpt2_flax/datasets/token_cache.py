@@ -24,6 +24,7 @@ from gpt2_flax.tokenizer import (
   CharTokenizer,
   read_tokenizer,
   Tokenizer,
+  tokenizer_file,
   tokenizer_json,
 )
 
@@ -66,8 +67,7 @@ def _read_tokenizer(name: str) -> Tokenizer | None:
   """A tokenizer that is there already, or None for one made from the text."""
   if name in ("char", "byte", "bpe"):
     return None
-  path = pathlib.Path(name)
-  path = path / "tokenizer.json" if os.path.isdir(path) else path
+  path = tokenizer_file(name)
   if not os.path.isfile(path):
     allowed = ("char", "byte", "bpe", "a tokenizer.json or its folder")
     raise unknown_name("data.tokenizer", name, allowed)

@@ -14,7 +14,12 @@ from gpt2_flax.tokenizer.plain import (
   NumberTokenizer,
   WordTokenizer,
 )
-from gpt2_flax.tokenizer.stored import KINDS, read_tokenizer, tokenizer_json
+from gpt2_flax.tokenizer.stored import (
+  KINDS,
+  read_tokenizer,
+  tokenizer_file,
+  tokenizer_json,
+)
 from gpt2_flax.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -26,5 +31,6 @@ __all__ = [
   "Tokenizer",
   "WordTokenizer",
   "read_tokenizer",
+  "tokenizer_file",
   "tokenizer_json",
 ]

@@ -1,6 +1,7 @@
 """Tokenizers as JSON text, and from it."""
 
 import json
+import os
 import pathlib
 
 from gpt2_flax.errors import InputError, unknown_name
@@ -34,6 +35,12 @@ KINDS = Registry(
 def tokenizer_json(tokenizer: Tokenizer) -> str:
   """The tokenizer as JSON text."""
   return json.dumps({"kind": tokenizer.kind, **tokenizer.state()}, ensure_ascii=False)
+
+
+def tokenizer_file(name: str) -> pathlib.Path:
+  """The file that a name means: a tokenizer.json, or the one in a folder."""
+  path = pathlib.Path(name)
+  return path / "tokenizer.json" if os.path.isdir(path) else path
 
 
 def read_tokenizer(path: pathlib.Path) -> Tokenizer:

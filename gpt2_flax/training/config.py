@@ -10,7 +10,6 @@ import jax
 from gpt2_flax import datasets
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.model_config import GPT2Config
-from gpt2_flax.registry import not_imported
 from gpt2_flax.self_attention import HEADS
 
 OPTIMIZERS = ("adamw", "muon", "lion")
@@ -274,14 +273,12 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
   own = values.pop("own", {})
   if not isinstance(own, dict) or not all(isinstance(v, str) for v in own.values()):
     raise InputError("config.own must be an object of texts")
-  for section, key, registry in (
-    ("data", "name", datasets.CONFIGS),
-    ("model", "attention", HEADS),
+  for registry, what, section, key in (
+    (datasets.CONFIGS, "data", "data", "name"),
+    (HEADS, "attention", "model", "attention"),
   ):
-    name = values[section].get(key) if isinstance(values.get(section), dict) else None
-    what = "attention" if registry is HEADS else "data"
-    if what in own and isinstance(name, str) and name not in registry:
-      raise not_imported(f"{section}.{key}", name, own[what])
+    if isinstance(values.get(section), dict):
+      registry.check_imported(values[section].get(key), own.get(what))
   sections = parse_sections(values)
   model = from_section(GPT2Config, "model", values["model"])
   return ExperimentConfig(model=model, own=own, **sections)

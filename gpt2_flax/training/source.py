@@ -13,7 +13,6 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.files.json import read_json
 from gpt2_flax.hub.folder import CONFIG, find_folder, read_config
 from gpt2_flax.model_config import GPT2Config
-from gpt2_flax.registry import not_imported
 from gpt2_flax.tokenizer import KINDS, read_tokenizer, Tokenizer, tokenizer_json
 from gpt2_flax.training.config import ExperimentConfig, from_dict
 from gpt2_flax.training.kept import read_params, saved_steps
@@ -72,9 +71,7 @@ def load_run(
   """As `load`, for a run's folder."""
   config = read_run_config(workdir)
   path = workdir / "tokenizer.json"
-  kind = read_json(path).get("kind")
-  if "tokenizer" in config.own and isinstance(kind, str) and kind not in KINDS:
-    raise not_imported("the tokenizer's kind", kind, config.own["tokenizer"])
+  KINDS.check_imported(read_json(path).get("kind"), config.own.get("tokenizer"))
   tokenizer = read_tokenizer(path)
   model = GPT2(config.model.plain)
   params = jax.eval_shape(
