@@ -62,6 +62,16 @@ class ReportTest(chex.TestCase):
     self.assertBetween(self.records[0]["data_wait_share"], 0.0, 1.0)
     self.assertGreater(self.records[0]["tokens_per_second"], 0)
 
+  def test_own_measures_are_written_and_stay_in_the_bar(self):
+    self.report.evaluated(8, {"val/loss": 2.0}, {"mine": 0.25, "none": math.nan}, None)
+    self.assertEqual(self.records, [{"step": 8, "val/loss": 2.0, "mine": 0.25}])
+    (line,) = (call.args[0] for call in self.progress.line.call_args_list)
+    self.assertIn("mine 0.2500", line)
+    self.report.stepped(10, metrics(3.0), waited=0.0)
+    self.report.flush()
+    _, shown = self.progress.update.call_args.args
+    self.assertEqual(shown["mine"], "0.25")
+
   def test_bad_steps_are_named_and_one_too_many_ends_the_run(self):
     self.report.stepped(
       9, metrics(math.nan, math.nan, skipped=4, targets=0), waited=0.0
