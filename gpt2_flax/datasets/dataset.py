@@ -1,6 +1,7 @@
 """What the training loop knows of any data: windows of tokens, perhaps an oracle."""
 
 import abc
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,14 @@ class Dataset(abc.ABC):
       knows (text that people wrote).
     """
     del tokens
+    return None
+
+  def process(self) -> dict[str, Any] | None:
+    """What the page needs to compute the oracle by itself, as JSON values and arrays.
+
+    Its "kind" names the page's own code (interpret/page/web/languages.js); None where
+    there is none: then the page shows the oracle for the text that it was made with.
+    """
     return None
 
 

@@ -14,7 +14,7 @@ import bisect
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -120,6 +120,11 @@ def english(symbol: tuple) -> list[Production]:
     case ("transitive", who):
       return _verb(TRANSITIVE, who)
   raise KeyError(symbol)
+
+
+def _title(symbol: tuple) -> str:
+  """A nonterminal as text: its name and its features."""
+  return " ".join(map(str, symbol))
 
 
 def english_words() -> tuple[str, ...]:
@@ -272,6 +277,23 @@ class Grammar(ToyLanguage):
         state = self._automaton.step(state, word)
       rows[i, [self._ids[word] for word in state.words]] = state.probabilities
     return rows
+
+  def process(self) -> dict[str, Any]:
+    """See `Dataset`: productions by symbol, words as their token ids."""
+    start = ("story",)
+    productions: dict[str, list] = {}
+    todo: list[tuple] = [start]
+    while todo:
+      symbol = todo.pop()
+      if _title(symbol) in productions:
+        continue
+      possible = [one for one in english(symbol) if one[0]]
+      productions[_title(symbol)] = [
+        [p, [self._ids[s] if isinstance(s, str) else _title(s) for s in symbols]]
+        for p, symbols in possible
+      ]
+      todo += [s for _, symbols in possible for s in symbols if not isinstance(s, str)]
+    return {"kind": "grammar", "start": _title(start), "productions": productions}
 
   def is_grammatical(self, text: str) -> bool:
     """Whether the grammar can write these words from a story's beginning."""

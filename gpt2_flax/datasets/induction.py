@@ -8,7 +8,7 @@ token and look at what followed it: an induction head (Olsson et al., 2022).
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -89,3 +89,11 @@ class Induction(ToyLanguage):
       rows[n, 1:] = posterior[fresh].sum() / self.num_symbols
       np.add.at(rows[n], symbols[n - self.periods[~fresh]] + 1, posterior[~fresh])
     return rows
+
+  def process(self) -> dict[str, Any]:
+    """See `Dataset`."""
+    return {
+      "kind": "induction",
+      "periods": self.periods.tolist(),
+      "num_symbols": self.num_symbols,
+    }

@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import string
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -127,3 +127,13 @@ class Markov(ToyLanguage):
         context = (context * size + int(tokens[i]) - 1) % size**self.order
       rows[i, 1:] = self._rows[min(i, self.order)][context]
     return rows
+
+  def process(self) -> dict[str, Any]:
+    """See `Dataset`: P(next | context) by how many symbols were seen."""
+    size = self.transitions.shape[-1]
+    return {
+      "kind": "markov",
+      "order": self.order,
+      "num_symbols": size,
+      "rows": self._rows,
+    }

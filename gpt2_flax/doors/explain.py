@@ -3,7 +3,9 @@
     python explain.py --workdir=runs/toy --prompt="the cats that the dog sees"
     python explain.py --pretrained=openai-community/gpt2 --prompt="Once upon a time"
 
-Open the file in a browser: it needs no server and no network.
+Open the file in a browser: it needs no server and no network. A small model runs in it:
+type a text, cut a head, and play back the steps that its run kept
+(--config.checkpoint.keep_steps of train.py).
 """
 
 import os
@@ -26,15 +28,16 @@ _OUTPUT = flags.DEFINE_string(
 
 def main() -> int:
   """Loads the model, writes the page."""
-  from gpt2_flax.interpret.page import page_data, render_page
-  from gpt2_flax.training.source import load_dataset
+  from gpt2_flax.interpret.page import History, page_data, render_page
+  from gpt2_flax.training import source
+  from gpt2_flax.training.metrics import read_metrics
 
   workdir = flags.FLAGS.workdir
   output = pathlib.Path(_OUTPUT.value or pathlib.Path(workdir or ".") / "explain.html")
   if _OUTPUT.value and not os.path.isdir(output.parent):
     raise InputError(f"--output={output}: there is no folder {output.parent}")
   model, params, tokenizer = command_line.load_model()
-  dataset = load_dataset(pathlib.Path(workdir)) if workdir else None
+  dataset = source.load_dataset(pathlib.Path(workdir)) if workdir else None
   if _PROMPT.value is not None:
     tokens = tokenizer.start(_PROMPT.value)
   elif dataset is not None:
@@ -43,7 +46,19 @@ def main() -> int:
   else:
     raise InputError("--prompt has no value, and there is no validation data to show")
   title = pathlib.Path(workdir).resolve().name if workdir else flags.FLAGS.pretrained
-  data = page_data(model, params, tokenizer, tokens, title=title, dataset=dataset)
+  history = None
+  if workdir:
+    folder, last = pathlib.Path(workdir), flags.FLAGS.step
+    records = read_metrics(folder / "metrics.jsonl")
+    history = History(
+      steps=[s for s in source.steps(folder) if last is None or s <= last],
+      params=lambda step: source.load_run(folder, step)[1],
+      curve=[(r["step"], r["val/loss"]) for r in records if "val/loss" in r],
+      floor=next((r["val/floor"] for r in records if "val/floor" in r), None),
+    )
+  data = page_data(
+    model, params, tokenizer, tokens, title=title, dataset=dataset, history=history
+  )
   page = render_page(data, model.config)
   atomic.write_text(output, page)
   for note in data["notes"]:

@@ -11,13 +11,23 @@ import jinja2
 from gpt2_flax.interpret.control_flow import control_flow_svg
 from gpt2_flax.model_config import GPT2Config
 
-_FOLDER = pathlib.Path(__file__).parent
-_SCRIPTS = (
+_FOLDER = pathlib.Path(__file__).parent / "web"
+_SCRIPTS = (  # in this order: what a script needs at once comes before it
   "arrays.js",
+  "model.js",
+  "languages.js",
+  "reading.js",
+  "sampling.js",
+  "tokenizer.js",
   "drawing.js",
   "view.js",
+  "text.js",
+  "surgery.js",
+  "playback.js",
   "attention.js",
+  "weights.js",
   "stream.js",
+  "next.js",
   "main.js",
 )
 # Characters that could end a script, or that JavaScript and HTML read differently.

@@ -1,37 +1,33 @@
 // The data of the page: arrays, numbers and tokens, and how they are written.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+const { model } = data;
 
-// {shape, data: base64 of little-endian float32} -> a function from leading indices to
-// the values that they leave: array(layer, head, token) -> Float32Array.
-function decode({ shape, data: base64 }) {
+// {shape, data: base64 of little-endian numbers, type} -> nested arrays, the last axis typed:
+// array[layer][head][token] is a Float32Array. Whole numbers are steps of size `scale`.
+function decode({ shape, data: base64, type = "f4", scale }) {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const view = new DataView(bytes.buffer);
-  const values = new Float32Array(bytes.length / 4);
-  for (let i = 0; i < values.length; i++) values[i] = view.getFloat32(4 * i, true);
-  const array = (...indices) => {
-    let start = 0, size = values.length;
-    indices.forEach((index, axis) => {
-      size /= shape[axis];
-      start += index * size;
-    });
-    return values.subarray(start, start + size);
+  const [size, read] = {
+    f4: [4, (at) => view.getFloat32(at, true)],
+    f8: [8, (at) => view.getFloat64(at, true)],
+    i2: [2, (at) => scale * view.getInt16(at, true)],
+  }[type];
+  const values = new (type === "f8" ? Float64Array : Float32Array)(bytes.length / size);
+  for (let i = 0; i < values.length; i++) values[i] = read(size * i);
+  const nest = (axis, start, length) => {
+    if (axis === shape.length - 1) return values.subarray(start, start + length);
+    const part = length / shape[axis];
+    return Array.from({ length: shape[axis] }, (_, i) => nest(axis + 1, start + i * part, part));
   };
-  array.shape = shape;
-  return array;
+  return nest(0, 0, values.length);
 }
 
-const arrays = Object.fromEntries(
-  Object.entries(data.arrays).map(([name, array]) => [name, decode(array)]),
-);
-const logits = decode(data.next.logits);
-const oracle = data.oracle && decode(data.oracle);
-const numTokens = data.tokens.length;
-const sizes = {
-  T: numTokens, S: numTokens, L: data.model.num_layers, H: data.model.num_heads,
-  K: data.model.head_dim, D: data.model.embed_dim, F: data.model.mlp_dim,
-  V: data.model.vocab_size,
-};
+// A tree of arrays as JSON -> the same tree, decoded.
+function decodeTree(tree) {
+  if ("shape" in tree) return decode(tree);
+  return Object.fromEntries(Object.entries(tree).map(([name, part]) => [name, decodeTree(part)]));
+}
 
 // A token as a person can see it, white space included.
 function tokenName(id) {
@@ -41,8 +37,6 @@ function tokenName(id) {
   return name.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣")
     .replace(/[\p{C}\p{Zl}\p{Zp}]/gu, escape);  // else unseen, or it turns what is around it
 }
-const nameAt = (place) => tokenName(data.tokens[place]);
-const nextId = (place) => data.tokens[place + 1] ?? data.following[0];
 
 // Numbers: a real minus sign, and digits enough to tell them apart.
 function number(value, digits = 3) {
@@ -55,7 +49,6 @@ const short = (value) => String(Number(value.toFixed(3)));
 const percent = (value) =>
   value >= 0.0995 ? `${(100 * value).toFixed(1)}%`
     : value >= 0.0001 || value === 0 ? `${(100 * value).toFixed(2)}%` : "<0.01%";
-const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 // An element; children are elements or text, never markup.
 function make(tag, attributes = {}, ...children) {
@@ -67,12 +60,9 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// A token that can be clicked, wherever it stands.
-function tokenButton(place, extra = "") {
-  const label = `token ${place}: ${nameAt(place)}`;
-  return make(
-    "button",
-    { type: "button", class: `token ${extra}`, "data-token": place, "aria-label": label },
-    nameAt(place),
-  );
-}
+const byId = (id) => document.getElementById(id);
+const button = (label, act, attributes = {}) => {
+  const element = make("button", { type: "button", ...attributes }, label);
+  element.addEventListener("click", act);
+  return element;
+};
