@@ -53,7 +53,7 @@ def main() -> int:
     history = History(
       steps=[s for s in source.steps(folder) if last is None or s <= last],
       params=lambda step: source.load_run(folder, step)[1],
-      curve=[(r["step"], r["val/loss"]) for r in records if "val/loss" in r],
+      curve=[(r["step"], r["train/loss"]) for r in records if "train/loss" in r],
       floor=next((r["val/floor"] for r in records if "val/floor" in r), None),
     )
   data = page_data(

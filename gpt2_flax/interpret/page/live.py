@@ -23,8 +23,8 @@ class History(NamedTuple):
   Attributes:
     steps: whose parameters can be had, ascending; the last is the model shown.
     params: those of a step.
-    curve: (step, loss) in nats a token, over the run.
-    floor: that no model can beat; None where nobody knows.
+    curve: (step, training loss) over the run, in nats a token.
+    floor: what no model can beat; None where nobody knows.
   """
 
   steps: Sequence[int]

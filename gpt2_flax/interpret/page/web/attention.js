@@ -13,13 +13,19 @@ function startOverview() {
         select({ layer, head });
         byId("step-query").scrollIntoView();
       }, { class: "head-card", "data-layer": layer, "data-head": head });
-      card.append(canvas, measured);
+      const map = make("span", { class: "card-map" }, canvas);
+      const nameAxes = axisNames(map);
+      card.append(map, measured);
       const weights = () => tap("weights", layer, head);
       hover(canvas, () => [numTokens(), numTokens()], (t, s) =>
         `“${nameAt(t)}” looks at “${nameAt(s)}”: ${s > t && model.causal ? "masked" : number(weights()[t][s])}`);
       cards.push([card, measured, layer, head]);
       row.append(card);
-      maps.push(() => paint(canvas, numTokens(), numTokens(), (t, s) => weights()[t][s], 1));
+      maps.push(() => {
+        paint(canvas, numTokens(), numTokens(), (t, s) => weights()[t][s], 1);
+        const names = reading.tokens.map(tokenName);
+        nameAxes([names, names], [null, null]);
+      });
     }
     holder.append(make("h3", {}, `Layer ${layer}`), row);
   }
@@ -103,9 +109,12 @@ function startHead() {
     showProduct();
     showMix();
   });
+  onScroll(() => {
+    const row = document.querySelector("#row .key-row"), holder = row.closest(".scroll");
+    holder.scrollTop = row.offsetTop - holder.clientHeight / 2;
+  });
 }
 
-const product = (t, s) => dot(queryOf(t), keyOf(s));
 const queryOf = (t) => (tap("rotated_query") ?? tap("query"))[t];
 const keyOf = (s) => (tap("rotated_key") ?? tap("key"))[s];
 const scaledProduct = (t, s) => tap("scores")[t][s] * scoreDivisor(model, view.layer);
@@ -153,8 +162,6 @@ function showRow(alibi) {
   const shares = softmax(Array.from(biased.slice(0, count)));
   // as with ALiBi where the page has no weights: it adds to the scores before the softmax
   byId("row-note").hidden = shares.every((share, s) => Math.abs(share - weights[s]) < 1e-3);
-  const holder = document.querySelector("#row").parentElement;
-  holder.scrollTop = rows[key].offsetTop - holder.clientHeight / 2;
 }
 
 // Two vectors multiplied feature by feature, as three strips; returns what draws them.

@@ -56,6 +56,8 @@ function startWriting() {
     byId("write-says").textContent = full()
       ? `The text has ${MOST_TOKENS} tokens: there is no room for more.` : "";
     byId("written").replaceChildren(...reading.tokens.map((_, t) => tokenButton(t)));
+    byId("soon").replaceChildren(...nextTokens(reading, numTokens() - 1, view).slice(0, 6).map(({ id, p }) =>
+      button(`${tokenName(id)} ${percent(p)}`, () => append(id), { class: "plain", title: "write this token" })));
   });
 }
 

@@ -39,10 +39,10 @@ function startLens() {
       }
       return make("tr", {}, make("th", { scope: "row" }, label(layer)), ...cells);
     });
-    keepInSight(table.parentElement, head.children[t + 1], head.children[0].offsetWidth);
     byId("lens-token").replaceChildren(make("thead", {}, title), make("tbody", {}, ...body));
     showNorms();
   });
+  onScroll(() => keepInSight(table.parentElement, head.children[view.token + 1], head.children[0].offsetWidth));
 }
 
 function showNorms() {

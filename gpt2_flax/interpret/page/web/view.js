@@ -49,6 +49,8 @@ const parts = [];  // functions that show the view
 const readingParts = [];  // functions that show the reading; they run before those
 const onChange = (part) => parts.push(part);
 const onReading = (part) => readingParts.push(part);
+const scrolls = [];  // what asks for the layout runs last, so that there is one layout
+const onScroll = (part) => scrolls.push(part);
 
 // The head that the model can do without least: the page opens with it.
 function mostCostly() {
@@ -61,7 +63,7 @@ function mostCostly() {
 }
 
 function show() {
-  for (const part of parts) part();
+  for (const part of [...parts, ...scrolls]) part();
 }
 
 // Reads the text again, where it or the model has changed.
@@ -146,8 +148,8 @@ function picker(id, name, labels) {
       choice.setAttribute("aria-checked", chosen);
       choice.tabIndex = chosen ? 0 : -1;
     });
-    keepInSight(holder, buttons[view[name]]);
   });
+  onScroll(() => keepInSight(holder, buttons[view[name]]));
 }
 
 // Scrolls a row of things so that one of them is seen; `edge` is covered at its left.
