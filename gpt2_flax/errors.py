@@ -1,6 +1,6 @@
 """Two exceptions that mean "not our bug", each printed as one line."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 import difflib
 import errno
 import os
@@ -8,7 +8,7 @@ import re
 
 from gpt2_flax.terminal import one_line
 
-MOST_LISTED = 40  # names that one line of an error gives at most
+MOST_LISTED = 100  # names that one line of an error gives at most
 # The same input may work the next time
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 MOST_COMPARED = 1_000_000  # letters times names; with more no near name is looked for
@@ -29,14 +29,31 @@ class InputError(_OneLine, ValueError):
   """
 
 
-def unknown_name(what: str, name: str, allowed: Iterable[str]) -> InputError:
-  """An `InputError` for `name`, with the nearest allowed name where one is near."""
-  allowed, near = sorted(allowed), []
-  if len(name) * len(allowed) <= MOST_COMPARED:
-    near = difflib.get_close_matches(name, allowed, n=1)
-  hint = f"did you mean {near[0]!r}? " if near else ""
-  listed = ", ".join(allowed[:MOST_LISTED]) + (", ..." * (len(allowed) > MOST_LISTED))
+def unknown_name(
+  what: str, name: str, allowed: Iterable[str], near: Sequence[str] | None = None
+) -> InputError:
+  """An `InputError` for `name`, with what was perhaps meant and what is allowed.
+
+  Args:
+    near: what was perhaps meant; None for the nearest allowed name, if one is near.
+  """
+  allowed = sorted(allowed)
+  if near is None:
+    found = nearest(name, allowed)
+    near = [found] if found else []
+  hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+  listed = ", ".join(allowed[:MOST_LISTED])
+  if len(allowed) > MOST_LISTED:
+    listed += f", ... ({len(allowed):,} in all)"
   return InputError(f"unknown {what} {name!r}: {hint}allowed: {listed}")
+
+
+def nearest(name: str, allowed: Collection[str]) -> str | None:
+  """The allowed name that `name` comes nearest to: but for case the same, or alike."""
+  if len(name) * len(allowed) > MOST_COMPARED:
+    return None
+  same = [other for other in allowed if other.lower() == name.lower()]
+  return next(iter(same or difflib.get_close_matches(name, allowed, n=1)), None)
 
 
 class RunError(_OneLine, RuntimeError):

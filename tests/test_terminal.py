@@ -4,7 +4,7 @@ from absl.testing import parameterized
 import chex
 
 from gpt2_flax import terminal
-from gpt2_flax.errors import InputError, RunError, unknown_name
+from gpt2_flax.errors import InputError, nearest, RunError, unknown_name
 
 
 class TerminalTest(chex.TestCase):
@@ -36,3 +36,21 @@ class TerminalTest(chex.TestCase):
   def test_a_long_unknown_name_is_not_compared_with_a_million(self):
     error = unknown_name("word", "x" * 10**6, [str(i) for i in range(10**4)])
     self.assertIn("0, 1, 10, 100", str(error)[-1000:])
+
+  @parameterized.parameters(
+    ("The", "the"), ("teh", "the"), ("SLEEP", "sleep"), ("x", None)
+  )
+  def test_the_nearest_name_differs_in_case_only_if_there_is_one(self, name, expected):
+    self.assertEqual(nearest(name, ["he", "she", "sleep", "the"]), expected)
+
+  def test_a_hundred_names_are_listed_and_the_others_counted(self):
+    words = [f"word{i:04}" for i in range(2000)]
+    self.assertEndsWith(str(unknown_name("word", "?", words[:100])), ", word0099")
+    said = str(unknown_name("word", "?", words))
+    self.assertEndsWith(said, ", word0099, ... (2,000 in all)")
+
+  def test_what_was_meant_may_be_more_than_one(self):
+    said = str(unknown_name("flag", "--c", ["--a"], ["--d", "--e"]))
+    self.assertEqual(
+      said, "unknown flag '--c': did you mean '--d' or '--e'? allowed: --a"
+    )

@@ -14,17 +14,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags, ConfigDict
+from ml_collections import ConfigDict
 
+from gpt2_flax.doors import config_flag
 from gpt2_flax.doors.own_modules import import_own
 from gpt2_flax.errors import InputError, RunError, unknown_name
 from gpt2_flax.files.atomic import remove_unfinished
 from gpt2_flax.files.cache import cache_folder
-from gpt2_flax.training import default_config
 
 flags.disclaim_key_flags()  # what is defined here belongs to the door that asks for it
-
-_VALUE_NAMES = {int: "an integer", float: "a number", bool: "true or false"}
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -40,7 +38,10 @@ def run(main: Callable[[], int]) -> NoReturn:
   for flag in flags.FLAGS.get_key_flags_for_module(door):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   if "config" in flags.FLAGS:
-    sys.argv[1:] = _config_first(sys.argv[1:])
+    sys.argv[1:] = config_flag.config_first(sys.argv[1:])
+  if {"-h", "--help"} & set(sys.argv):  # last, so that it tells of the other flags
+    sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in ("-h", "--help")]
+    sys.argv.append("--help")
   logging.set_verbosity(logging.WARNING)
 
   def begin(_) -> int:
@@ -81,37 +82,6 @@ def keep_compiled_programs() -> None:
     folder = cache_folder() / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def define_config_flag() -> None:
-  """--config and --config.key, of the door that calls this."""
-  # No default: the flag would load that file while it is being defined, before errors
-  # in it can be caught.
-  config_flags.DEFINE_config_file(
-    "config", None, "The experiment, a file; default: the toy."
-  )
-
-
-def _config_first(args: list[str]) -> list[str]:
-  """The same, with --config=FILE before every --config.key=value, which change it."""
-  path = "" if args[-1:] in (["--config"], ["-config"]) else default_config.__file__
-  rest = []
-  for i, arg in enumerate(args):
-    if arg.startswith(("--config=", "-config=")):
-      path = arg.partition("=")[2]
-    elif i > 0 and args[i - 1] in ("--config", "-config"):
-      path = arg
-    elif arg not in ("--config", "-config"):
-      rest.append(arg)
-  return [f"--config={path}", *rest]
-
-
-def config_name() -> str:
-  """What --config names, fit for a folder: configs/gpt2.py:small -> gpt2-small."""
-  path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-  if path == pathlib.Path(default_config.__file__):
-    return "toy"
-  return path.name.replace(".py", "").replace(":", "-")
 
 
 def define_model_flags() -> None:
@@ -176,7 +146,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS:
-      _checked(flags.FLAGS.config)
+      config_flag.checked(flags.FLAGS.config)
+  except SystemExit:  # after --help, with a code that says it went wrong
+    if "config" in flags.FLAGS:
+      print(config_flag.describe())
+    sys.exit(0)
   except (
     flags.Error,  # an unknown flag, or a value that does not fit
     *(ImportError, OSError),  # of --config=FILE
@@ -195,54 +169,15 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
     for arg in argv[1:]:
       name, _, value = arg.lstrip("-").partition("=")
       if takes_config and name == "config":
-        config = _load_config(value)
+        config = config_flag.load_config(value)
       elif takes_config and name.startswith("config."):
-        _check_override(config, name, value)
+        config_flag.check_override(config, name, value)
       elif name.removeprefix("no") not in flags.FLAGS and name not in flags.FLAGS:
-        ours = flags.FLAGS.get_key_flags_for_module(argv[0])
-        raise unknown_name("flag", f"--{name}", [f"--{flag.name}" for flag in ours])
+        key_flags = flags.FLAGS.get_key_flags_for_module(argv[0])
+        ours = [flag.name for flag in key_flags]
+        near = config_flag.meant(name, ours, config)
+        listed = [*ours, "config.KEY"] if takes_config else ours
+        raise unknown_name("flag", f"--{name}", [f"--{x}" for x in listed], near)
   except InputError as explained:
     return str(explained)
   return str(error).strip().splitlines()[0]
-
-
-def _load_config(path: str) -> ConfigDict:
-  try:
-    return _checked(flags.FLAGS["config"].parser.parse(path))
-  except OSError as error:
-    raise InputError(f"--config={path}: no such file") from error
-  except TypeError as error:
-    file, _, argument = path.partition(":")
-    raise InputError(f"--config={path}: {file} takes no {argument!r}") from error
-  except ImportError as error:
-    raise InputError(f"--config={path}: {error}") from error
-  except ValueError as error:
-    # raised anew by the parser, with the file's own error as context
-    raise InputError(f"--config={path}: {error.__context__ or error}") from error
-
-
-def _checked(config: Any) -> ConfigDict:
-  """What get_config returned; raises OSError for a file that could not be read."""
-  if hasattr(config, "keys") and isinstance(config, ConfigDict):
-    return config
-  raise InputError("get_config must return a ConfigDict")
-
-
-def _check_override(config: ConfigDict, name: str, value: str) -> None:
-  """Raises where --config.a.b=value names no key, or not its type."""
-  node, so_far = config, "config"
-  for key in name.split(".")[1:]:
-    if not isinstance(node, ConfigDict):
-      raise InputError(f"--{name}: {so_far} is a value, not a section")
-    if key not in node:
-      raise unknown_name(f"key in {so_far}", key, node)
-    node, so_far = node[key], f"{so_far}.{key}"
-  if isinstance(node, ConfigDict):
-    raise InputError(f"--{name} is a section: set one of {', '.join(node)}")
-  if not value:
-    raise InputError(f"--{name} has no value: write --{name}=VALUE")
-  try:
-    type(node)(value)
-  except ValueError as error:
-    kind = _VALUE_NAMES.get(type(node), f"a {type(node).__name__}")
-    raise InputError(f"{name} is {value!r}: must be {kind}") from error

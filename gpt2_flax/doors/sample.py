@@ -19,7 +19,9 @@ from gpt2_flax.doors import command_line
 from gpt2_flax.errors import InputError
 
 command_line.define_model_flags()
-_PROMPT = flags.DEFINE_string("prompt", "", "How the text begins.")
+_PROMPT = flags.DEFINE_string(
+  "prompt", "", "How the text begins. Where tokens are words, ? lists them."
+)
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "The same; - for stdin.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "How many texts.")
 _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 100, "Tokens to append, at most.")

@@ -6,6 +6,7 @@
     python train.py --workdir=runs/mine                  somewhere else
     python train.py --coordinator=host:1234 --num_processes=2 --process_id=0
                                                          one of several processes
+    python train.py --help                               every key of the config, too
 
 The same command again goes on where an interrupted run stopped.
 """
@@ -14,9 +15,9 @@ import pathlib
 
 from absl import flags
 
-from gpt2_flax.doors import command_line, own_modules
+from gpt2_flax.doors import command_line, config_flag, own_modules
 
-command_line.define_config_flag()
+config_flag.define_config_flag()
 _IMPORT = command_line.define_import_flag()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run lives; default runs/<config name>."
@@ -35,7 +36,7 @@ def main() -> int:
   process = processes.find_process(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{command_line.config_name()}")
+  workdir = pathlib.Path(_WORKDIR.value or f"runs/{config_flag.config_name()}")
   own_modules.import_own(_IMPORT.value)
   config, dataset = experiment.parse(flags.FLAGS.config)
 

@@ -30,13 +30,13 @@ def get_config() -> ConfigDict:
   config.model.num_heads = 4  # attention heads in each block
   config.model.embed_dim = 64  # width of the residual stream
   config.model.mlp_dim = 0  # width inside the feed-forward; 0: 4 * embed_dim
-  config.model.positional_encoding = "sinusoidal"  # learned, rotary, alibi, none
+  config.model.positional_encoding = "sinusoidal"  # or learned, rotary, alibi, none
   config.model.feed_forward = True  # False: attention-only blocks, for study
-  config.model.attention = "explicit"  # flash: one kernel, faster on accelerators
-  config.model.dropout_rate = 0.0  # endless data cannot be learned by heart
+  config.model.attention = "explicit"  # or flash: one kernel, for accelerators
+  config.model.dropout_rate = 0.0  # share of features left out; endless data needs 0
   config.model.dtype = "float32"  # of activations; bfloat16 on accelerators
   config.model.scan_layers = False  # True: deep models compile in one layer's time
-  config.model.remat = "none"  # computed twice, to save memory: none, dots, full
+  config.model.remat = "none"  # what is computed twice to save memory: none, dots, full
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "muon"  # adamw, lion or muon
@@ -57,18 +57,18 @@ def get_config() -> ConfigDict:
   config.train.max_loss_jump = 0.0  # nats above its mean are bad; 0: only nan, inf
 
   config.eval = ConfigDict()
-  config.eval.every_steps = 300  # and after the last step
+  config.eval.every_steps = 300  # how often; and after the last step
   config.eval.num_windows = 512  # validation windows; 0: all (text only)
   config.eval.sample_tokens = 24  # length of the sample shown; 0: none
 
   config.checkpoint = ConfigDict()
-  config.checkpoint.every_steps = 300  # and after the last step
+  config.checkpoint.every_steps = 300  # how often; and after the last step
   config.checkpoint.keep = 2  # how many of the latest stay
   config.checkpoint.keep_steps = ""  # whose params stay for good: 0,100,400 or log2
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # copies of the model; -1: one on each device left
   config.mesh.fsdp = 1  # devices that share a copy's parameters; divides embed_dim
-  config.mesh.tensor = 1  # that share a layer's heads and features; divides num_heads
+  config.mesh.tensor = 1  # devices that share a layer's heads; divides num_heads
 
   return config.lock()

@@ -129,6 +129,23 @@ class DoorsTest(chex.TestCase):
     }
     assert_close(found, expected, 6 * ROUNDINGS, dtype=np.float32)
 
+  def test_without_a_text_it_is_the_runs_validation_data(self):
+    found = call("evaluate.py", self.run_flag)
+    self.assertEqual(found.returncode, 0, found.stderr)
+    lines = (self.folder / "run" / "metrics.jsonl").read_text().splitlines()
+    reported = [loss for x in map(json.loads, lines) if (loss := x.get("val/loss"))][-1]
+    loss, perplexity = round(reported, 5), round(math.exp(reported), 4)
+    expected = {"loss": loss, "perplexity": perplexity}  # nobody knows a text's floor
+    self.assertEqual(json.loads(found.stdout.splitlines()[-1]), expected)
+
+    moved = self.text.rename(self.folder / "moved.txt")
+    try:
+      gone = call("evaluate.py", self.run_flag)
+    finally:
+      moved.rename(self.text)
+    self.assertEqual(gone.returncode, 2, gone.stderr)
+    self.assertIn("run are missing or have changed", gone.stderr)
+
   def export(self):
     exported = self.folder / "exported"
     if not exported.exists():
@@ -190,7 +207,9 @@ class DoorsTest(chex.TestCase):
     ("sample.py", ["RUN", "--num_samples=0"], "--num_samples=0: must be at least 1"),
     ("export.py", ["RUN"], "--output has no value"),
     ("export.py", ["RUN", "--output=tests"], "tests is not empty: choose a new folder"),
-    ("evaluate.py", ["RUN"], "--text has no value"),
+    ("evaluate.py", [], "give one of --workdir (a run) and --pretrained (weights)"),
+    ("evaluate.py", ["--pretrained=x"], "--text has no value: --pretrained weights"),
+    ("evaluate.py", ["RUN", "--stride=4"], "--text has no value: --stride"),
     ("evaluate.py", ["RUN", "--text=no.txt"], "--text=no.txt"),
     ("evaluate.py", ["RUN", f"--text={__file__}", "--stride=99"], "stride is 99"),
   )

@@ -1,11 +1,16 @@
 """`python train.py` as a person runs it: in a process of its own, and interrupted."""
 
+import json
+import math
 import pathlib
+import re
 import tempfile
 
 from absl.testing import parameterized
 import chex
 
+from gpt2_flax.training import default_config
+from tests import forked
 from tests.reliability.runs import (
   checkpoint_steps,
   digest,
@@ -48,6 +53,14 @@ class MainJobTest(TrainTest):
     self.assertIn("goes on from step 100 of 100", again.stdout)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
 
+    measured = forked.finish(forked.start("evaluate.py", f"--workdir={self.workdir}"))
+    self.assertEqual(measured.returncode, 0, measured.stderr)
+    found = json.loads(measured.stdout.splitlines()[-1])
+    reported = [record for record in records(self.workdir) if "val/gap" in record][-1]
+    self.assertEqual(found.pop("perplexity"), round(math.exp(reported["val/loss"]), 4))
+    names = ("loss", "floor", "gap")
+    self.assertEqual(found, {name: round(reported[f"val/{name}"], 5) for name in names})
+
     heads = "--config.model.num_heads=4"
     other = train(*TINY, sampled, heads, f"--workdir={self.workdir}")
     self.assertEqual(other.returncode, 2)
@@ -87,7 +100,28 @@ class DamagedTest(TrainTest):
 
 class BadInputTest(TrainTest):
   @parameterized.parameters(
-    ("--config.model.num_head=8", "'num_head': did you mean 'num_heads'"),
+    (
+      "--config.model.num_head=8",
+      "'num_head': did you mean '--config.model.num_heads'",
+    ),
+    ("--config.num_steps=9", "'num_steps': did you mean '--config.train.num_steps'"),
+    (
+      "--num_steps=9",
+      "unknown flag '--num_steps': did you mean '--config.train.num_st",
+    ),
+    ("--seed=1", "did you mean '--config.data.seed' or '--config.train.seed'?"),
+    (
+      "--config=toy",
+      "no such file: did you mean configs/toy.py? there are configs/fin",
+    ),
+    (
+      "--config=gpt:small",
+      "gpt:small: no such file: did you mean configs/gpt2.py:small?",
+    ),
+    (
+      "--config=xyzzy",
+      "=xyzzy: no such file: there are configs/finetune.py, configs/gp",
+    ),
     ("--confg=configs/toy.py", "'--confg': did you mean '--config'"),
     ("--config=configs/nope.py", "configs/nope.py: no such file"),
     ("--config=configs/gpt2.py:huge", "'huge': allowed: large, medium, small, xl"),
@@ -107,3 +141,38 @@ class BadInputTest(TrainTest):
     self.assertIn(message, run.stderr)
     self.assertEqual(run.stdout, "")
     self.assertFalse(self.workdir.exists())
+
+
+class HelpTest(chex.TestCase):
+  def helped(self, *flags):
+    done = forked.finish(forked.start("train.py", *flags))
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertEqual(done.stderr, "")
+    return re.findall(r"^  --config\.(\S+)=(\S*) *(.*)$", done.stdout, re.MULTILINE)
+
+  def test_lists_each_key_of_the_config_with_its_comment(self):
+    rows = self.helped("-h", "--config.model.num_heads=8")
+    with_values = {key: value for key, value, _ in rows}
+    sections = default_config.get_config().to_dict()
+    keys = {f"{s}.{k}" for s, v in sections.items() if isinstance(v, dict) for k in v}
+    self.assertEqual(with_values.keys(), keys | {"init_from", "profile"})
+    self.assertEqual(with_values["model.num_heads"], "8")
+    self.assertIn(("model.num_layers", "2", "blocks, one on top of the other"), rows)
+    for key, _, comment in rows:
+      self.assertGreater(len(comment), 5, key)
+
+  def test_comments_of_a_config_that_changes_another(self):
+    rows = self.helped("--help", "--config=configs/gpt2.py:small")
+    path = 'UTF-8: a file, a folder, a glob "books/**/*.txt", a URL'
+    self.assertIn(("data.path", "", path), rows)  # of the text's
+    self.assertIn(("model.num_layers", "12", "blocks, one on top of the other"), rows)
+    # what a key means, and not why this config sets it so
+    self.assertIn(
+      "endless", dict((row[0], row[2]) for row in rows)["model.dropout_rate"]
+    )
+
+  def test_other_doors(self):
+    done = forked.finish(forked.start("sample.py", "--help"))
+    self.assertEqual((done.returncode, done.stderr), (0, ""))
+    self.assertIn("--top_k", done.stdout)
+    self.assertNotIn("--config", done.stdout)
