@@ -31,10 +31,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Windows of a text at once."
 
 def main() -> int:
   """Loads the model and what it is to predict, prints how they fit."""
-  if _TEXT.value:
-    result = _on_text(_TEXT.value)
-  else:
-    result = _on_validation_data(flags.FLAGS.workdir)
+  result = _on_text(_TEXT.value) if _TEXT.value else _on_validation_data()
   print(json.dumps(result))
   return 0
 
@@ -66,21 +63,22 @@ def _on_text(path: str) -> dict[str, float]:
   return {**_rounded(loss), "bits_per_byte": bits_per_byte, "tokens": num_targets}
 
 
-def _on_validation_data(workdir: str | None) -> dict[str, float]:
+def _on_validation_data() -> dict[str, float]:
   from gpt2_flax.training import mesh, source
   from gpt2_flax.training.evaluation import Evaluator
 
-  if flags.FLAGS.pretrained and not workdir:
+  if flags.FLAGS.pretrained and not flags.FLAGS.workdir:
     raise InputError("--text has no value: --pretrained weights come without data")
   if _STRIDE.present or _BATCH_SIZE.present:
     raise InputError("--text has no value: --stride and --batch_size are for a text")
   model, params, _ = command_line.load_model()
-  dataset = source.load_dataset(pathlib.Path(workdir))
+  workdir = pathlib.Path(flags.FLAGS.workdir)
+  dataset = source.load_dataset(workdir)
   if dataset is None:
     raise InputError(
       f"--text has no value, and the data of {workdir} are missing or have changed"
     )
-  config = source.read_run_config(pathlib.Path(workdir))
+  config = source.read_run_config(workdir)
   sharding = mesh.batch_sharding(mesh.one_device_mesh())
   losses = Evaluator(model, dataset, config, sharding).losses(params)
   print(f"the validation data of {workdir}, in the windows that train.py took")
