@@ -1,6 +1,7 @@
 """The page's data and its HTML; `test_page_in_browser` sees it at work."""
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import html
@@ -8,8 +9,8 @@ import json
 import re
 from unittest import mock
 
-from absl.testing import parameterized
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,12 @@ from gpt2_flax import GPT2, GPT2Config, interpret
 from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.interpret.page import data as page_data_module
-from gpt2_flax.interpret.page import page_data, render_page
+from gpt2_flax.interpret.page import History, live, page_data, render_page, stored
+from gpt2_flax.interpret.page.arrays import decoded
+from gpt2_flax.layers.layer_stacking import stack_layers
+from gpt2_flax.self_attention import SelfAttention
 from gpt2_flax.tokenizer import WordTokenizer
+from gpt2_flax.transformer import FeedForward, num_params
 from tests.close import assert_close, ROUNDINGS
 
 TINY = dict(context_length=96, num_layers=2, num_heads=2, embed_dim=8, mlp_dim=12)
@@ -34,9 +39,10 @@ def make(vocab_size: int, **changes):
   return model, jax.tree.map(lambda leaf: 8 * leaf, params)
 
 
-def decoded(array: dict) -> np.ndarray:
-  values = np.frombuffer(base64.b64decode(array["data"]), "<f4")
-  return values.reshape(array["shape"])
+def stored_page_data(*args, **kwargs) -> dict:
+  """As for a model that is too big for the page."""
+  with mock.patch.object(live, "MAX_BYTES", 100):
+    return page_data(*args, **kwargs)
 
 
 def read_data(page: str) -> dict:
@@ -44,14 +50,14 @@ def read_data(page: str) -> dict:
   return json.loads(found[1])
 
 
-class PageDataTest(chex.TestCase):
+class StoredDataTest(chex.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.language = CONFIGS["grammar"]().make(context_length=12)
     cls.tokens = cls.language.window("validation", 0)[:12].tolist()
     cls.model, cls.params = make(cls.language.tokenizer.vocab_size)
-    cls.data = page_data(
+    cls.data = stored_page_data(
       cls.model,
       cls.params,
       cls.language.tokenizer,
@@ -62,19 +68,19 @@ class PageDataTest(chex.TestCase):
 
   def test_arrays_are_the_trace(self):
     logits, run = interpret.trace(self.model, self.params, jnp.array([self.tokens]))
-    self.assertEqual(set(self.data["arrays"]), set(interpret.TAPS))
+    self.assertEqual(set(self.data["reading"]["arrays"]), set(interpret.TAPS))
     expected = {
       name: np.asarray(getattr(run, name)).take(0, interpret.TAPS[name].index("B"))
-      for name in self.data["arrays"]
+      for name in self.data["reading"]["arrays"]
     }
-    found = {name: decoded(array) for name, array in self.data["arrays"].items()}
+    found = {name: decoded(array) for name, array in self.data["reading"]["arrays"].items()}
     assert_close(found, expected)
-    shown = np.array(self.data["next"]["ids"])
+    shown = np.array(self.data["reading"]["next"]["ids"])
     assert_close(
-      decoded(self.data["next"]["logits"]),
+      decoded(self.data["reading"]["next"]["logits"]),
       np.take_along_axis(np.asarray(logits[0]), shown, -1),
     )
-    self.assertIsNone(self.data["next"]["others"])
+    self.assertIsNone(self.data["reading"]["next"]["others"])
 
   def test_oracle_is_the_languages_own(self):
     exact = self.language.next_token_probabilities(np.array(self.tokens))
@@ -83,7 +89,7 @@ class PageDataTest(chex.TestCase):
   def test_lens_ends_with_the_models_own_probabilities(self):
     logits = np.asarray(self.model.apply(self.params, jnp.array([self.tokens]))[0])
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    lens = self.data["lens"]
+    lens = self.data["reading"]["lens"]
     # A logit's error is one of a logarithm of probabilities, none of which is above 1.
     close = functools.partial(assert_close, scale=logits)
     close(np.array(lens["probabilities"][-1]), -np.sort(-probabilities)[:, :5])
@@ -123,15 +129,16 @@ class PageDataTest(chex.TestCase):
 
   def test_long_text_is_cut_and_says_so(self):
     tokens = [0, *([1, 2, 3] * 30)]
-    data = page_data(self.model, self.params, self.language.tokenizer, tokens, title="")
-    self.assertLen(data["tokens"], page_data_module.MAX_TOKENS)
+    data = stored_page_data(self.model, self.params, self.language.tokenizer, tokens, title="")
+    self.assertLen(data["tokens"], stored.MAX_TOKENS)
     self.assertEqual(data["following"], tokens[64:65])
+    self.assertIn("its weights would take", data["notes"][0])
     self.assertEqual(
-      data["notes"], ["The text has 91 tokens; the page shows the first 64."]
+      data["notes"][1:], ["The text has 91 tokens; the page shows the first 64."]
     )
     whole = self.model.apply(self.params, jnp.array([tokens]))[0, 63]
-    order = data["next"]["ids"][63]
-    found = decoded(data["next"]["logits"])[63]
+    order = data["reading"]["next"]["ids"][63]
+    found = decoded(data["reading"]["next"]["logits"])[63]
     assert_close(found, np.asarray(whole)[np.array(order)])
     self.assertIsNone(data["oracle"])
     self.assertIn("this text's 64 tokens", data["heads"]["measured_on"])
@@ -145,8 +152,8 @@ class PageDataTest(chex.TestCase):
 
     for name, kept_layers in (("small", 12), ("medium", 24), ("xl", None)):
       config = GPT2Config.published(name)
-      tokens, layers, notes = page_data_module._caps(config, 1024)
-      self.assertLessEqual(size(config, tokens, layers), page_data_module.MAX_VALUES)
+      tokens, layers, notes = stored.caps(config, 1024)
+      self.assertLessEqual(size(config, tokens, layers), stored.MAX_VALUES)
       self.assertGreaterEqual(tokens, 16)
       self.assertIn(f"the page shows the first {tokens}.", notes[0])
       if kept_layers:
@@ -155,46 +162,33 @@ class PageDataTest(chex.TestCase):
         self.assertLess(layers, 48)
         self.assertIn(f"the page opens the first {layers}.", notes[1])
 
-  @parameterized.parameters(
-    dict(), dict(scale_attention=False, scale_attention_by_layer=True)
-  )
-  def test_scores_are_dot_products_over_the_divisors(self, **changes):
-    model, params = make(self.language.tokenizer.vocab_size, **changes)
-    data = page_data(model, params, self.language.tokenizer, [0, 1, 2], title="")
-    query, key, scores = (
-      decoded(data["arrays"][name]).astype("f8") for name in ("query", "key", "scores")
-    )
-    products = np.einsum("lhtk,lhsk->lhts", query, key)
-    divisors = np.array(data["divisors"])[:, None, None, None]
-    assert_close(scores, products / divisors, dtype=np.float32)
-
   def test_what_has_no_room_is_cut_and_says_so(self):
     tokens = [0, *([1, 2, 3] * 6)]
     with (
-      mock.patch.object(page_data_module, "MAX_FEATURES", 10),
-      mock.patch.object(page_data_module, "MAX_VALUES", 3_000),
+      mock.patch.object(stored, "MAX_FEATURES", 10),
+      mock.patch.object(stored, "MAX_VALUES", 3_000),
     ):
-      data = page_data(
+      data = stored_page_data(
         self.model, self.params, self.language.tokenizer, tokens, title=""
       )
     _, run = interpret.trace(self.model, self.params, jnp.array([tokens[:16]]))
-    self.assertEqual([len(data["tokens"]), data["num_layers"]], [16, 1])
-    text, layers, features = data["notes"]
+    self.assertEqual([len(data["tokens"]), data["reading"]["num_layers"]], [16, 1])
+    _, text, layers, features = data["notes"]
     self.assertIn("the page shows the first 16.", text)
     self.assertIn("The model has 2 layers; the page opens the first 1.", layers)
     self.assertIn("the first 10 features", features)  # of 8 and 12
-    hidden, weights = (decoded(data["arrays"][n]) for n in ("mlp_hidden", "weights"))
+    hidden, weights = (decoded(data["reading"]["arrays"][n]) for n in ("mlp_hidden", "weights"))
     assert_close(hidden, run.mlp_hidden[:1, 0, :, :10])
     assert_close(weights, run.weights[:1, :, 0])
     # of whole vectors, in all layers
-    for name, lengths in data["norms"].items():
+    for name, lengths in data["reading"]["norms"].items():
       whole = np.asarray(run[name], np.float64)[:, 0]
       expected = np.sqrt((whole**2).sum(-1))
       assert_close(np.array(lengths), expected, dtype=np.float32)
 
   def test_what_is_not_known_is_left_out(self):
     """No token repeats, and the language knows no text that begins so."""
-    data = page_data(
+    data = stored_page_data(
       self.model,
       self.params,
       self.language.tokenizer,
@@ -203,7 +197,7 @@ class PageDataTest(chex.TestCase):
       dataset=self.language,
     )
     self.assertIsNone(data["oracle"])
-    data = page_data(
+    data = stored_page_data(
       self.model, self.params, self.language.tokenizer, [1, 2, 3], title=""
     )
     self.assertEqual(data["heads"]["induction"], [[None, None], [None, None]])
@@ -211,30 +205,150 @@ class PageDataTest(chex.TestCase):
 
   def test_other_tokens_weigh_what_they_weigh(self):
     logits = 3 * np.random.default_rng(0).normal(size=(2, 300))
-    found = page_data_module._next_tokens(logits)
+    found = stored._next_tokens(logits)
     self.assertEqual(found["num_others"], 44)
     self.assertEqual(np.shape(found["ids"]), (2, 256))
     for place, temperature in ((0, 0.5), (1, 3.0)):
       rest = np.sort(logits[place])[:44] / temperature
-      weight = found["others"][place][page_data_module.TEMPERATURES.index(temperature)]
+      weight = found["others"][place][stored.TEMPERATURES.index(temperature)]
       assert_close(weight, np.log(np.exp(rest).sum()))
 
   def test_one_token_has_nothing_to_be_scored_on(self):
-    data = page_data(self.model, self.params, self.language.tokenizer, [0], title="")
+    data = stored_page_data(self.model, self.params, self.language.tokenizer, [0], title="")
     self.assertIsNone(data["heads"])
-    self.assertEqual(np.shape(data["lens"]["of_next"]), (3, 0))
+    self.assertEqual(np.shape(data["reading"]["lens"]["of_next"]), (3, 0))
 
   def test_model_larger_than_its_tokenizer(self):
     tokenizer = WordTokenizer(["a", "b"])
     names = [page_data_module._name(tokenizer, i) for i in range(4)]
     self.assertEqual(names, ["<s>", "a", "b", "#3"])
 
+
+class LiveDataTest(chex.TestCase):
+  """Small models go into the page, with the run that made them."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.language = CONFIGS["grammar"]().make(context_length=12)
+    cls.tokenizer = cls.language.tokenizer
+    cls.model, cls.params = make(cls.tokenizer.vocab_size)
+
+  def page_data(self, model=None, params=None, tokens=(0, 1, 2), **kwargs) -> dict:
+    model, params = model or self.model, params or self.params
+    return page_data(model, params, self.tokenizer, tokens, title="tiny", **kwargs)
+
+  def history(self, steps, **changes):
+    """A run whose weights at step s are those at its end times s / 100."""
+
+    def params(step):
+      return jax.tree.map(lambda leaf: leaf * step / 100, self.params)
+
+    values = dict(steps=steps, params=params, curve=[(20, 3.5), (40, 3.25)], floor=2.0)
+    return History(**(values | changes))
+
+  def test_weights_are_the_parameters_by_their_names(self):
+    data = self.page_data()
+    [step] = data["steps"]
+    found = jax.tree.map(decoded, step["weights"], is_leaf=lambda x: "shape" in x)
+    expected = nn.unbox(self.params["params"])
+    chex.assert_trees_all_equal(found, jax.tree.map(np.asarray, expected))
+    self.assertIsNone(data["reading"])
+    self.assertEqual(data["tokenizer"], {"kind": "word", "start_id": 0})
+    self.assertEqual(data["names"][1], self.tokenizer.token(1))
+    self.assertLen(data["names"], self.tokenizer.vocab_size)
+
+  def test_stacked_layers_are_taken_apart(self):
+    model = GPT2(dataclasses.replace(self.model.config, scan_layers=True))
+    params = stack_layers(nn.unbox(self.params["params"]))
+    data = self.page_data(model, {"params": params})
+    expected = self.page_data()["steps"][0]["weights"]
+    self.assertEqual(data["steps"][0]["weights"], expected)
+
+  def test_kept_steps_are_rounded_and_the_last_is_not(self):
+    data = self.page_data(history=self.history([0, 50, 100]))
+    self.assertEqual([step["step"] for step in data["steps"]], [0, 50, 100])
+    name = ("blocks_1", "feed_forward", "expand", "kernel")
+    leaves = [functools.reduce(dict.get, name, s["weights"]) for s in data["steps"]]
+    whole = np.asarray(functools.reduce(dict.get, name, nn.unbox(self.params)["params"]))
+    self.assertEqual([leaf["type"] for leaf in leaves], ["i2", "i2", "f4"])
+    np.testing.assert_array_equal(decoded(leaves[0]), 0 * whole)
+    step_size = np.abs(whole).max() / 2 / 32767
+    off = np.abs(decoded(leaves[1]) - whole / 2).max()
+    self.assertLess(0.25 * step_size, off)
+    self.assertLessEqual(off, 0.5 * step_size * (1 + 1e-3))
+    self.assertEqual(
+      data["curve"], {"steps": [20, 40], "loss": [3.5, 3.25], "floor": 2.0}
+    )
+    self.assertIn("rounded to 16 bits", data["notes"][0])
+
+  def test_heads_are_measured_at_each_step(self):
+    history = self.history([50, 100])
+    kept = self.page_data(history=history, dataset=self.language)["steps"]
+    alone = self.page_data(params=history.params(50), dataset=self.language)["steps"]
+    self.assertEqual(kept[0]["heads"], alone[0]["heads"])
+    self.assertNotEqual(kept[0]["heads"], kept[1]["heads"])
+
+  def test_steps_that_have_no_room_are_left_out_evenly(self):
+    num_values = num_params(self.params)
+    room = num_values * (live.BYTES_OF["f4"] + 3.5 * live.BYTES_OF["i2"])
+    with mock.patch.object(live, "MAX_BYTES", room):
+      data = self.page_data(history=self.history([0, 1, 2, 3, 40, 100]))
+    self.assertEqual([step["step"] for step in data["steps"]], [0, 2, 40, 100])
+    self.assertIn("kept 6 steps; the page has room for 4", data["notes"][0])
+    with mock.patch.object(live, "MAX_BYTES", num_values * live.BYTES_OF["f4"]):
+      data = self.page_data(history=self.history([0, 100]))
+    self.assertEqual([step["step"] for step in data["steps"]], [100])
+
+  def test_a_damaged_step_is_left_out_and_named(self):
+    def params(step):
+      if step == 3:
+        raise RunError("checkpoint is damaged")
+      return self.params
+
+    data = self.page_data(history=self.history([1, 3, 100], params=params))
+    self.assertEqual([step["step"] for step in data["steps"]], [1, 100])
+    self.assertIn("Damaged, and left out: step 3.", data["notes"])
+
+  def test_long_text_is_cut_to_what_the_model_reads(self):
+    data = self.page_data(tokens=[0, *([1, 2, 3] * 30)])
+    self.assertLen(data["tokens"], 64)
+    self.assertEqual(data["following"], [1])
+    self.assertEqual(
+      data["notes"], ["The text has 91 tokens; the page shows the first 64."]
+    )
+
+  def test_what_the_page_cannot_compute_is_shown_as_it_was(self):
+    class Head(SelfAttention):
+      pass
+
+    def norm(epsilon, dtype=None):
+      return nn.LayerNorm(epsilon=epsilon, dtype=dtype)
+
+    class Own(GPT2):
+      pass
+
+    config = self.model.config
+    for model in (
+      GPT2(config, head=Head),
+      GPT2(config, norm=norm),
+      GPT2(config, mlp=lambda config: FeedForward(config)),
+      Own(config),
+    ):
+      data = self.page_data(model)
+      self.assertIsNone(data["steps"])
+      self.assertIn("parts of its own", data["notes"][0])
+    flash = GPT2(dataclasses.replace(config, attention="flash"))
+    self.assertIsNone(live.why_stored(flash))
+    big = GPT2(GPT2Config.published("small"))
+    self.assertIn("would take 664 MB, and a page has room for 6", live.why_stored(big))
+
   def test_bad_input(self):
     with self.assertRaisesRegex(InputError, "the prompt is empty"):
-      page_data(self.model, self.params, self.language.tokenizer, [], title="")
+      self.page_data(tokens=[])
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, self.params)
     with self.assertRaisesRegex(RunError, "not finite"):
-      page_data(self.model, broken, self.language.tokenizer, [0, 1], title="")
+      self.page_data(params=broken)
 
 
 class RenderTest(chex.TestCase):
@@ -279,7 +393,7 @@ class RenderTest(chex.TestCase):
     self.assertEqual(rules["style-src"].split(), hashes("style"))
 
   def test_page_asks_nobody(self):
-    own = re.sub(r'xmlns="[^"]*"', "", self.page)
+    own = re.sub(r'"http://www.w3.org/2000/svg"', "", self.page)  # a name, no address
     self.assertNotRegex(own, r"https?:|//[a-z]+\.|@import|url\(|<link|<img|src=")
     self.assertNotRegex(
       own,

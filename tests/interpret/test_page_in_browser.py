@@ -14,7 +14,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import ROUNDINGS
 from tests.interpret.browser import launch
-from tests.interpret.test_page import decoded, make
+from tests.interpret.test_page import make, stored_page_data
 from tests.reliability import injection
 from tests.reliability.campaign import Tally
 
@@ -33,6 +33,10 @@ def assert_shown(shown, expected, digits=3, terms=1, name=""):
 
 
 class PageInBrowserTest(chex.TestCase):
+  """What any page shows; this one computes it."""
+
+  stored = False
+
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -45,12 +49,15 @@ class PageInBrowserTest(chex.TestCase):
     cls.words = [cls.tokenizer.token(token) for token in cls.tokens]
     model, params = make(cls.tokenizer.vocab_size)
     cls.config = model.config
-    cls.data = page_data(
+    make_data = stored_page_data if cls.stored else page_data
+    cls.data = make_data(
       model, params, cls.tokenizer, cls.tokens, title="tiny", dataset=language
     )
+    cls.heads = cls.data["heads"] or cls.data["steps"][-1]["heads"]
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(cls.data, model.config), "utf-8")
     logits, cls.run_ = interpret.trace(model, params, jnp.array([cls.tokens]))
+    cls.lens = np.asarray(interpret.logit_lens(model, params, cls.run_)[:, 0])
     cls.logits = np.asarray(logits[0], np.float64)
     cls.oracle = language.next_token_probabilities(np.array(cls.tokens))
 
@@ -96,8 +103,9 @@ class PageInBrowserTest(chex.TestCase):
     self.assertEqual(page.title(), "Inside tiny")
     self.assertEqual(page.locator(".head-card").count(), 4)
     page.emulate_media(color_scheme="dark")
-    page.locator("details.map summary").click()
     self.assertTrue(page.locator("svg.flow").is_visible())
+    page.locator("details.map summary").click()
+    self.assertFalse(page.locator("svg.flow").is_visible())
     self.assertEqual(self.trouble, [])
     self.assertEqual(self.requests, [self.file.as_uri()])
 
@@ -125,7 +133,7 @@ class PageInBrowserTest(chex.TestCase):
 
   def test_opens_with_the_head_that_matters_most_and_the_last_token(self):
     self.open()
-    costs = np.array(self.data["heads"]["ablation"])
+    costs = np.array(self.heads["ablation"])
     layer, head = np.unravel_index(costs.argmax(), costs.shape)
     expected = {"layer": str(layer), "head": str(head), "token": "11"}
     self.assertEqual(self.view(), expected)
@@ -287,7 +295,7 @@ class PageInBrowserTest(chex.TestCase):
   def test_overview_has_scores_and_costs(self):
     self.open()
     cards = self.page.locator(".head-card").all()
-    heads = self.data["heads"]
+    heads = self.heads
     for i, card in enumerate(cards):
       layer, head = divmod(i, 2)
       cost, *scores = numbers(card.locator("b").all_text_contents())
@@ -303,8 +311,7 @@ class PageInBrowserTest(chex.TestCase):
     )
     self.assertEqual(pixels[:2], [12, 12])
     blue_TS = np.array(pixels[2:]).reshape(12, 12, 4)[..., 0]  # less red: more weight
-    # the page's own numbers: others may be the other way round where two are near
-    weights = decoded(self.data["arrays"]["weights"])[1, 0]
+    weights = np.asarray(self.run_.weights)[1, 0, 0]
     order = np.argsort(weights.ravel(), kind="stable")
     self.assertTrue((np.diff(blue_TS.ravel()[order]) <= 0).all())
 
@@ -341,9 +348,8 @@ class PageInBrowserTest(chex.TestCase):
     self.open("#layer=0&head=0&token=4")
     rows = self.page.locator("#lens tbody tr").all()
     shown = [row.locator(".cell").all_text_contents() for row in rows][::-1]
-    names = {int(i): name for i, name in self.data["names"].items()}
-    top = np.array(self.data["lens"]["ids"])[..., 0]
-    self.assertEqual(shown, [[names[i] for i in row] for row in top])
+    top = self.lens.argmax(-1)
+    self.assertEqual(shown, [[self.tokenizer.token(i) for i in row] for row in top])
     np.testing.assert_array_equal(top[-1], self.logits.argmax(-1))
     share = self.texts("#lens-token tbody tr:last-child .weight")[0]
     scores = self.logits[4]

@@ -128,7 +128,7 @@ function startPatching() {
   onChange(() => {
     update();
     byId("patches").replaceChildren(...view.patch.map((name) => make("li", {}, `${placeName(name)} `,
-      button("take away", () => select({ patch: toggled(view.patch, name) })))));
+      button("take away", () => select({ patch: toggled(view.patch, name) }), { class: "plain" }))));
   });
 }
 

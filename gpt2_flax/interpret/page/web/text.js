@@ -21,7 +21,7 @@ function textBox(id, field, saysId, suggestionsId) {
     const known = tokens.includes(undefined) ? tokens.slice(0, tokens.indexOf(undefined)) : tokens;
     const shown = known.slice(0, MOST_TOKENS);
     const unfinished = unknown !== undefined && endsWith(unknown) && beginning(unknown).length > 0;
-    suggest(unknown);
+    suggest(unfinished ? undefined : unknown);
     if (field === "tokens" && shown.length) select({ tokens: shown, token: changedPlace(shown) });
     if (field === "other") select({ other: shown.length ? shown : null });
     if (unknown !== undefined && !unfinished) {
@@ -39,9 +39,8 @@ function textBox(id, field, saysId, suggestionsId) {
   const beginning = (start) => (words && start ? vocabulary.filter(({ id, name }) =>
     name.startsWith(start) && name !== start && !startTokens.includes(id)).map(({ name }) => name) : []);
   const suggest = (unknown) => {
-    const start = /\S*$/.exec(box.value)[0], finished = beginning(start);
-    const wrong = finished.length ? start : words ? unknown : undefined;
-    const names = finished.length ? finished : wrong === undefined ? [] : near(wrong);
+    const wrong = unknown ?? /\S*$/.exec(box.value)[0];
+    const names = !words ? [] : unknown === undefined ? beginning(wrong) : near(unknown);
     suggestions.replaceChildren(...names.slice(0, 10).map((name) => button(name, () => {
       const pieces = box.value.split(/(\s+)/);
       const at = pieces.lastIndexOf(wrong);

@@ -136,10 +136,11 @@ function showFeature(feature, hidden) {
   const written = reading.weights[`blocks_${view.layer}`].feed_forward.contract.kernel[feature];
   const fits = unembed(reading.weights, [written])[0];
   const { ids } = descending(fits);
+  const words = (some) => some.flatMap((id) => [make("b", { class: "word" }, tokenName(id)), " "]);
   byId("feature").replaceChildren(
     make("p", {}, `Feature ${feature} of layer ${view.layer} in this text: the deeper the colour, the more it fires.`),
     make("div", { class: "attended" }, ...text),
-    make("p", {}, "Where it fires, it writes towards ", ...ids.slice(0, 6).map((id) => make("b", { class: "word" }, tokenName(id))),
-      " and away from ", ...ids.slice(-4).reverse().map((id) => make("b", { class: "word" }, tokenName(id))), "."),
+    make("p", {}, "Where it fires, it writes towards ", ...words(ids.slice(0, 6)),
+      "and away from ", ...words(ids.slice(-4).reverse())),
   );
 }
