@@ -1,24 +1,38 @@
-"""Claims about attention, each tried out: one runnable file a claim.
+"""A course: claims about Transformers, each tried out, in an order to be read.
 
-    python -m lessons          the claims, and how long each takes
-    python -m lessons order    one of them; as good as python -m lessons.order
-    python -m lessons all      all of them, into lessons/README.md
+    python -m lessons                  the words of the course, and the path
+    python -m lessons order            one lesson: a question, figures, a verdict
+    python -m lessons order --write    the same; its outcome goes into lessons/README.md
+    python -m lessons all --write      all of them
+    python -m lessons --write          the page again, with nothing measured again
 
-A lesson is a module with
+A lesson is one file, and a notebook too, in jupytext's percent format: `# %%` begins a
+cell of code, `# %% [markdown]` one of prose. The prose is what a reader sees, here and
+in the notebook. It has
+
+    # Title            and the story, up to a paragraph that begins with
+                       **What do you expect?**
+    ## The verdict     after the cell that measures: `show(run)`
+    ## Exercise        something to do with what is in the lesson, and
+    ## Answer          what came out when we did it
+
+and the code has
 
     CLAIM     one sentence, which may turn out wrong
     SECONDS   how long it takes on two CPU cores, about
     run       run(reduced=False) -> Report; reduced is a size for tests, with the same
               verdict in a few seconds
+
+The first line of the module's docstring says what the lesson teaches.
 """
 
 LESSONS = (  # in the order of reading
+  "limit",
   "order",
   "positions",
-  "induction",
-  "relations",
-  "agreement",
-  "limit",
   "scaling",
+  "relations",
   "stacking",
+  "induction",
+  "agreement",
 )

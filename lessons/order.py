@@ -1,15 +1,27 @@
-"""Attention sees a bag of tokens; order comes from the mask, and from positions.
-
-    python -m lessons order
-
-"Self-attention needs positional encoding, because it has no order" is half true. This
-lesson takes it apart. Without the causal mask it is exact, at any depth. With the mask,
-one layer still reads its past as a bag. Two layers do not: in the first, the first
-token averages over one token, the second over two, and so on, so that what a token
-holds after one layer depends on where it stands. The second layer can read that.
-"""
+# %% [markdown]
+# # Order: who tells a Transformer what came first?
+#
+# "Self-attention needs positional encoding, because it has no order": one often reads
+# that. Take it apart before you believe it.
+#
+# Attention is how a token reads from others. A head gives each of them a weight, and
+# brings home the average of what it read. An average does not know in which order its
+# parts were listed: attention sees a bag of tokens. So models are told positions, for
+# instance by adding to each token's vector a pattern of waves that says where it
+# stands: the sinusoidal encoding.
+#
+# But a model that writes also has a causal mask: each token reads only itself and what
+# came before. Does the mask not tell something about order too? The first token has one
+# token to look at, the second has two.
+#
+# We try the simplest task that needs order: say which symbol came just before.
+#
+# **What do you expect?** A model without any positions, only with the mask: can it say
+# the symbol before? With one layer of attention? And with two?
 
 # %%
+"""Attention sees a bag of tokens; order comes from the mask, and from positions."""
+
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
@@ -33,15 +45,19 @@ CLAIM = (
 SECONDS = 95
 DEPTHS = (1, 2, 4, 8)
 
-# %%
-# First, with no training at all. Take a model without positions, shuffle its input,
-# and see whether its output is shuffled likewise. The weights are ten times as large as
-# at the start of training, so that attention is far from uniform.
+# %% [markdown]
+# ## Shuffle the input
+#
+# First, with no training at all. Take a model without positions, shuffle its input, and
+# see whether its output is shuffled likewise. The weights are ten times as large as at
+# the start of training, so that attention is far from uniform.
 #
 # Two questions. Without the mask: is the output of shuffled tokens the shuffled output?
-# With the mask: does the last output change when the tokens before it are shuffled?
+# With the mask: does the last output change when the tokens before it are shuffled? The
+# outputs are logits: a number for each symbol, how well it would do as the next.
 
 
+# %%
 def see_everything(call: Any, args: tuple, kwargs: dict, context: Any) -> jax.Array:
   """Takes the causal mask away from every head (for `nn.intercept_methods`)."""
   if isinstance(context.module, SelfAttention) and context.method_name == "weights":
@@ -86,12 +102,14 @@ def change_by_shuffling(num_layers: int) -> dict[str, int | float]:
   }
 
 
+# %% [markdown]
+# ## Say the symbol before
+#
+# Now with training. The symbols are uniform and independent, so the only way to know
+# the one before is to look back by one place.
+
+
 # %%
-# Now with training. The task could not be simpler: say which symbol came just before.
-# The symbols are uniform and independent, so the only way to know is to look back by
-# one place.
-
-
 @dataclasses.dataclass(frozen=True)
 class CopyConfig:
   """Label t is symbol t - 1; see `Labels`."""
@@ -116,12 +134,14 @@ class Copy(Labels):
     return rows
 
 
-# %%
+# %% [markdown]
 # Who sees a bag of the symbols before, and not their order, can only say of each symbol
-# in the bag that it may have been the last. The loss of that answer is a floor, and an
-# exact one, for every model that has no order.
+# in the bag that it may have been the last. That answer has a loss: minus the logarithm
+# of the probability given to the right symbol, on average, counted in nats. No model
+# without order can have a lower one. This loss is a floor, and an exact one.
 
 
+# %%
 class CopyFromBag(Copy):
   """The same windows; the oracle is Bayes' rule for someone without order."""
 
@@ -132,10 +152,12 @@ class CopyFromBag(Copy):
     return rows
 
 
+# %% [markdown]
+# One and two layers, without positions and with sinusoidal ones. Each is trained from
+# three seeds, which is to say from three random beginnings.
+
+
 # %%
-# One and two layers, without positions and with sinusoidal ones, each from three seeds.
-
-
 def changes(num_layers: int, positions: str, num_steps: int) -> Mapping[str, Any]:
   """To configs/toy.py."""
   return {
@@ -164,10 +186,12 @@ def bag_floor() -> float:
   return floor(CopyFromBag(copy.num_symbols, copy.context_length, copy.seed), windows)
 
 
+# %% [markdown]
+# The measurement, and its parts: each finding says what must be so if the claim is
+# true.
+
+
 # %%
-# The verdict, from the numbers.
-
-
 def run(reduced: bool = False) -> Report:
   """Reduced: two depths, one seed, fewer steps, three kinds of model."""
   kinds = [(1, "none"), (2, "none"), (1, "sinusoidal"), (2, "sinusoidal")]
@@ -230,10 +254,11 @@ def run(reduced: bool = False) -> Report:
   )
 
 
-# %%
+# %% [markdown]
 # The picture: left, what shuffling changes; right, who can say the symbol before.
 
 
+# %%
 def draw(shuffling: list[dict], losses: dict, bag: float) -> Any:
   """Both tables as one figure."""
   figure, (left, right) = new_figure(2)
@@ -257,4 +282,33 @@ def draw(shuffling: list[dict], losses: dict, bag: float) -> Any:
 
 # %%
 if __name__ == "__main__":
-  show(run, __file__)
+  show(run)
+
+# %% [markdown]
+# ## The verdict
+#
+# "No order" is half true. Without the causal mask it is exact, at any depth: shuffled
+# in, shuffled out. With the mask, one layer still reads its past as a bag, and stays at
+# the bag's floor.
+#
+# Two layers do not. In the first, the first token averages over one token, the second
+# over two, and so on, so that what a token holds after one layer depends on where it
+# stands. The second layer can read that. It learns the task without positions, as well
+# as with them. Positions are a help, not a condition; what they spare is a layer.
+
+# %% [markdown]
+# ## Exercise
+#
+# In `change_by_shuffling`, set `positional_encoding="sinusoidal"` and call it for
+# depths 1, 2, 4 and 8: `change_by_shuffling(1)`, and so on. Nothing is trained, so it
+# takes seconds. Before that, say which of the two columns will change, and for which
+# depths.
+
+# %% [markdown]
+# ## Answer
+#
+# Both, at all depths. Without the mask the largest change is 0.30 to 0.36 of the
+# largest logit, where it was 0.0000006 at most; with the mask it is 0.10 to 0.18. One
+# layer under the mask, blind before, now has 0.18: a single layer can tell order once
+# the tokens carry it. That these numbers are not larger says nothing about what can be
+# learned: the weights are random.

@@ -2,15 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import pathlib
-import time
+import io
+import sys
 
 from matplotlib.figure import Figure
 
-from gpt2_flax.files.atomic import replacing
-
-FOLDER = pathlib.Path(__file__).parent
-PICTURES = FOLDER / "pictures"
 # Told apart by the colour-blind too (Okabe & Ito, 2008, "Color Universal Design").
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -40,12 +36,12 @@ class Report:
   Attributes:
     tables: title -> rows; a row is column -> value.
     findings: the claim's parts; it holds if all do.
-    figure: the picture.
+    figure: the picture; None where it was drawn before.
   """
 
   tables: Mapping[str, Sequence[Row]]
   findings: Sequence[Finding]
-  figure: Figure
+  figure: Figure | None
 
   @property
   def holds(self) -> bool:
@@ -55,9 +51,15 @@ class Report:
   def verdict(self) -> str:
     return "holds" if self.holds else "does not hold"
 
-  def markdown_tables(self) -> dict[str, str]:
-    """Title -> the table as text."""
-    return {title: _markdown(rows) for title, rows in self.tables.items()}
+  def markdown_tables(self) -> str:
+    """The tables, each under its title."""
+    return "\n\n".join(
+      f"{title}:\n\n{_markdown(rows)}" for title, rows in self.tables.items()
+    )
+
+  def markdown_findings(self) -> str:
+    """The findings as a list."""
+    return "\n".join(f"- {finding}" for finding in self.findings)
 
 
 def new_figure(num_panels: int = 1) -> tuple[Figure, list]:
@@ -84,26 +86,16 @@ def _cell(value: str | int | float) -> str:
   return str(value)
 
 
-def show(run: Callable[[], Report], file: str) -> tuple[Report, float]:
-  """Runs a lesson, prints what came out, and saves its picture.
-
-  Args:
-    run: the lesson's own.
-    file: of the lesson; its name is the picture's.
-
-  Returns:
-    The report, and the seconds that it took.
-  """
-  began = time.perf_counter()
+def show(run: Callable[[], Report]) -> None:
+  """Runs a lesson and shows what came out: the cell of a notebook that measures."""
   report = run()
-  seconds = time.perf_counter() - began
-  for title, table in report.markdown_tables().items():
-    print(f"\n{title}\n\n{table}")
-  print()
-  for finding in report.findings:
-    print(f"- {finding}")
-  picture = PICTURES / f"{pathlib.Path(file).stem}.png"
-  with replacing(picture) as temporary:
-    report.figure.savefig(temporary, format="png")
-  print(f"\nThe claim {report.verdict}. {seconds:.0f} s; picture: {picture}")
-  return report, seconds
+  text = f"{report.markdown_tables()}\n\n{report.markdown_findings()}\n"
+  ipython = sys.modules.get("IPython")  # there already if this is a notebook
+  if ipython is None or ipython.get_ipython() is None:
+    print(text)
+    return
+  picture = io.BytesIO()
+  report.figure.savefig(picture, format="png")
+  display = ipython.display.display
+  display({"text/plain": text, "text/markdown": text}, raw=True)
+  display({"text/plain": "", "image/png": picture.getvalue()}, raw=True)

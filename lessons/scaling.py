@@ -1,15 +1,27 @@
-"""Why scores are divided by sqrt(head_dim): so that no width starts saturated."""
-
-# %% The question
-# A score is a dot product of a query and a key: a sum of head_dim products. Where
-# each factor is independent with mean 0 and variance 1, so is each product, and the
-# variance of a sum is the sum of the variances: head_dim. A wider head shouts louder,
-# for no other reason than being wider.
+# %% [markdown]
+# # Scaling: why scores are divided by sqrt(head_dim)
+#
+# A head finds what to read by comparing. The token that reads has a query, each token
+# that may be read has a key, both vectors of `head_dim` numbers. Their dot product is
+# the score of the pair. A softmax turns the scores into weights that sum to 1: the
+# higher a score, the more weight.
+#
+# A dot product is a sum of `head_dim` products. Where each factor is independent with
+# mean 0 and variance 1, so is each product, and the variance of a sum is the sum of the
+# variances: `head_dim`. A wider head shouts louder, for no other reason than being
+# wider.
 #
 # A softmax over loud scores puts nearly all weight on one key. Chance has picked that
-# key, and the gradient at such a place is nearly zero: the head cannot even learn that
-# it looks at the wrong one. Divided by sqrt(head_dim), scores have variance 1 at any
-# width (Vaswani et al., 2017, section 3.2.1, footnote 4).
+# key, and the gradient, which is what training follows, is nearly zero at such a place:
+# the head cannot even learn that it looks at the wrong one. Divided by sqrt(head_dim),
+# scores have variance 1 at any width (Vaswani et al., 2017, section 3.2.1, footnote 4).
+#
+# **What do you expect?** GPT-2's heads are 64 wide. Without the division, is a fresh
+# head of that width lost already? What is left of the gradient at widths 64, 256 and
+# 1024?
+
+# %%
+"""Why scores are divided by sqrt(head_dim): so that no width starts saturated."""
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +37,25 @@ NUM_KEYS = 64
 HEAD_DIMS = (4, 16, 64, 256, 1024)
 WITH, WITHOUT = "divided", "not divided"
 
-# %% The measurement
+# %% [markdown]
+# ## The measurement
+#
 # We take the head that the model is made of and hand its own `scores` and `weights`
 # queries and keys of unit variance, as they are when training begins. The published
 # head has temperature 1; temperature 1 / sqrt(head_dim) takes its division back.
 #
-# A row of weights tells two things. Its entropy: ln 64 = 4.16 nats where 64 keys weigh
-# the same, 0 where one takes all. And how well the head can learn from it: we pretend
-# that training wants the weights changed by some random vector, send that back through
-# the head by `jax.vjp`, and see how long the gradient is when it arrives, first at the
-# scores, then at the query.
+# A row of weights tells two things. Its entropy, which says how spread out it is: ln 64
+# = 4.16 nats where 64 keys weigh the same, 0 where one takes all. And how well the head
+# can learn from it: we pretend that training wants the weights changed by some random
+# vector, send that back through the head by `jax.vjp`, and see how long the gradient is
+# when it arrives, first at the scores, then at the query.
 #
 # The query is worth a look of its own. Between it and the scores stand the keys, which
-# without the division pass on a gradient sqrt(head_dim) times as long. That pays back
-# a part of the loss; the question is whether it pays back enough.
+# without the division pass on a gradient sqrt(head_dim) times as long. That pays back a
+# part of the loss; the question is whether it pays back enough.
 
 
+# %%
 def measure(head_dim: int, scaled: bool, num_rows: int, seed: int) -> jax.Array:
   """float32 [3, num_rows]: entropy, gradient at the scores, gradient at the query."""
   temperature = 1.0 if scaled else head_dim**-0.5
@@ -66,14 +81,17 @@ def measure(head_dim: int, scaled: bool, num_rows: int, seed: int) -> jax.Array:
   return jnp.stack([entropy_BT, *lengths_BT])[..., 0]
 
 
-# %% All widths
+# %% [markdown]
+# ## All widths
+#
 # We report the row in the middle, the median. The mean would be kinder to the head
 # without the division: now and then two keys come out nearly equal by chance, and that
 # rare row has a large gradient while the others have none. The last column of the table
-# says how many rows are as good as lost: the gradient at the query less than a tenth
-# of what is usual with the division.
+# says how many rows are as good as lost: the gradient at the query less than a tenth of
+# what is usual with the division.
 
 
+# %%
 def run(reduced: bool = False) -> Report:
   """Entropy and gradients of fresh heads of many widths."""
   num_rows = 128 if reduced else 512
@@ -158,14 +176,37 @@ def run(reduced: bool = False) -> Report:
   return Report({title: rows}, findings, figure)
 
 
-# %% The verdict
-# The division makes the start of training independent of the width, and that is what
-# it is for. How bad it is without depends on the width, and less simply than one often
+# %%
+if __name__ == "__main__":
+  show(run)
+
+# %% [markdown]
+# ## The verdict
+#
+# The division makes the start of training independent of the width, and that is what it
+# is for. How bad it is without depends on the width, and less simply than one often
 # reads: at GPT-2's 64 most rows still have a gradient at the query, even a longer one,
 # and only from 256 on do the rows go silent one after the other.
 #
 # It promises nothing for later, when queries and keys have learned to agree and are no
 # longer independent; a trained head may be as sharp as it likes.
 
-if __name__ == "__main__":
-  show(run, __file__)
+# %% [markdown]
+# ## Exercise
+#
+# If dividing by sqrt(head_dim) is good, is dividing by head_dim better? In `measure`,
+# change `head_dim**-0.5` to `head_dim**0.5`: the rows that say "not divided" are then
+# divided twice. Say first what becomes of the entropy, and of the gradient at the
+# query.
+
+# %% [markdown]
+# ## Answer
+#
+# The scores become too quiet. The entropy goes to that of equal weights: 4.06 nats at
+# width 4, 4.158 at 1024, where ln 64 is 4.159. A head so soft reads everything alike.
+# The gradient at the scores is healthy, 0.13 to 0.12, but what arrives at the query has
+# been divided too: it falls from 0.062 to 0.0155 at width 64 and 0.0038 at 1024. From
+# 64 on most rows count as lost. So both sides fail, and sqrt(head_dim) is the balance
+# between them, at the start of training. (What is best for a width that grows without
+# end is another question: where queries and keys come to agree, their dot product grows
+# like head_dim itself.)

@@ -67,17 +67,19 @@ def train(
   changes: Mapping[str, Any],
   seeds: Sequence[int] = SEEDS,
   watch: Callable[[GPT2, Any], Any] | None = None,
+  make: Callable[..., GPT2] = GPT2,
 ) -> list[Trained]:
   """The same experiment from several seeds: of the weights and the order of data.
 
   Args:
     data, changes: see `experiment`; train.seed is one of `seeds` in turn.
     watch: (model, params) -> whatever is to be followed while the model learns.
+    make: makes the model of its config.
   """
   config, dataset = experiment(data, changes)
   mesh = one_device_mesh()
   sharding = batch_sharding(mesh)
-  model = GPT2(config.model)
+  model = make(config.model)
   num_steps, batch_size = config.train.num_steps, config.train.batch_size
   schedule = learning_rate_schedule(config.optimizer, num_steps)
   optimizer = make_optimizer(config.optimizer, schedule)

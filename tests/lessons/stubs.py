@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt2_flax import GPT2, GPT2Config
 from gpt2_flax.training.config import ExperimentConfig
-from lessons.report import new_figure, Report
+from lessons.report import Finding, new_figure, Report
 from lessons.training import experiment, SEEDS, Trained
 
 
@@ -121,3 +121,13 @@ def picture_size(report: Report) -> int:
   picture = io.BytesIO()
   report.figure.savefig(picture, format="png")
   return picture.tell()
+
+
+def small_report(*holds: bool) -> Report:
+  """One finding for each of these, and a small table."""
+  findings = [Finding(f"figure {i}", held) for i, held in enumerate(holds)]
+  rows = [
+    {"layers": 1, "loss": 1.25, "error": 3e-7},
+    {"layers": 12, "loss": 0.5, "error": 0.0},
+  ]
+  return Report({"Title": rows}, findings, new_figure()[0])

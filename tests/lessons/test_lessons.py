@@ -1,11 +1,7 @@
 """Every lesson at its reduced size has the verdict that it has at its real one."""
 
-import contextlib
 import io
 import itertools
-import pathlib
-import tempfile
-from unittest import mock
 
 from absl.testing import parameterized
 import chex
@@ -13,11 +9,10 @@ import numpy as np
 import pytest
 
 from gpt2_flax.datasets import floor
-from gpt2_flax.errors import InputError
 from lessons import __main__ as door
-from lessons import LESSONS, order, report
-from lessons.report import Finding, new_figure, Report
+from lessons import LESSONS, order
 from tests.close import assert_close
+from tests.lessons.stubs import small_report
 
 # (title begins with, row, column) -> the range that a reduced run must meet.
 KEY_FIGURES = {
@@ -55,15 +50,6 @@ KEY_FIGURES = {
 }
 
 
-def small_report(*holds):
-  findings = [Finding(f"figure {i}", held) for i, held in enumerate(holds)]
-  rows = [
-    {"layers": 1, "loss": 1.25, "error": 3e-7},
-    {"layers": 12, "loss": 0.5, "error": 0.0},
-  ]
-  return Report({"Title": rows}, findings, new_figure()[0])
-
-
 class LessonsTest(chex.TestCase):
   @parameterized.parameters(*[(name,) for name in LESSONS])
   @pytest.mark.slow
@@ -80,12 +66,6 @@ class LessonsTest(chex.TestCase):
     outcome.figure.savefig(picture)
     self.assertBetween(picture.tell(), 5_000, 150_000)
 
-  @parameterized.parameters(*[(name,) for name in LESSONS])
-  def test_its_outcome_is_on_the_page(self, name):
-    page = (report.FOLDER / "README.md").read_text()
-    self.assertIn(door.load(name).CLAIM, page)
-    self.assertTrue((report.PICTURES / f"{name}.png").exists())
-
 
 class ReportTest(chex.TestCase):
   def test_holds_if_all_findings_do(self):
@@ -96,49 +76,16 @@ class ReportTest(chex.TestCase):
     ):
       self.assertEqual(small_report(*holds).verdict, verdict)
 
-  def test_table(self):
-    rows = [{"layers": 1, "loss": 1.25}, {"layers": 12, "loss": 3e-7}]
-    table = Report({"Title": rows}, [], new_figure()[0]).markdown_tables()["Title"]
+  def test_text(self):
+    report = small_report(True, False)
     self.assertEqual(
-      table,
-      "| layers | loss    |\n|--------|---------|\n| 1      | 1.2500  |\n"
-      "| 12     | 3.0e-07 |",
+      report.markdown_tables(),
+      "Title:\n\n| layers | loss   | error   |\n|--------|--------|---------|\n"
+      "| 1      | 1.2500 | 3.0e-07 |\n| 12     | 0.5000 | 0.0000  |",
     )
-
-  def test_show_prints_and_saves(self):
-    with tempfile.TemporaryDirectory() as folder:
-      pictures = pathlib.Path(folder) / "pictures"
-      printed = io.StringIO()
-      with (
-        mock.patch.object(report, "PICTURES", pictures),
-        contextlib.redirect_stdout(printed),
-      ):
-        report.show(lambda: small_report(True, False), "/some/where/name.py")
-      self.assertEqual([path.name for path in pictures.iterdir()], ["name.png"])
-    for line in ("Title", "- holds: figure 0", "- does not hold: figure 1"):
-      self.assertIn(f"\n{line}\n", printed.getvalue())
-    self.assertIn("The claim does not hold.", printed.getvalue())
-
-
-class DoorTest(chex.TestCase):
-  def test_listing(self):
-    lines = door.listing().splitlines()
-    self.assertEqual([line.split()[0] for line in lines], list(LESSONS))
-    self.assertIn(order.CLAIM, lines[0])
-
-  def test_page(self):
-    page = door.page({"order": (small_report(True, False), 41.6)})
-    self.assertIn("| [does not hold](#order) | 42 s |", page)
-    self.assertIn("- does not hold: figure 1\n", page)
-    self.assertIn("(pictures/order.png)", page)
-
-  @parameterized.parameters(
-    (["ordr"], "unknown lesson 'ordr': did you mean 'order'"),
-    (["order", "all"], "give one lesson"),
-  )
-  def test_refuses(self, args, message):
-    with self.assertRaisesRegex(InputError, message):
-      door.main(args)
+    self.assertEqual(
+      report.markdown_findings(), "- holds: figure 0\n- does not hold: figure 1"
+    )
 
 
 class CopyTest(chex.TestCase):
