@@ -79,6 +79,7 @@ class Induction(ToyLanguage):
         back = n - 1 - self.periods
         same = symbols[np.maximum(back, 0)] == symbols[n - 1]
         repeats &= (back < 0) | same
+        repeats &= symbols[n - 1] >= 0  # a start token never returns
       if not repeats.any():
         break  # not of this language: no distribution from here on
       known = np.minimum(n, self.periods)

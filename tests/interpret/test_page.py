@@ -73,7 +73,9 @@ class StoredDataTest(chex.TestCase):
       name: np.asarray(getattr(run, name)).take(0, interpret.TAPS[name].index("B"))
       for name in self.data["reading"]["arrays"]
     }
-    found = {name: decoded(array) for name, array in self.data["reading"]["arrays"].items()}
+    found = {
+      name: decoded(array) for name, array in self.data["reading"]["arrays"].items()
+    }
     assert_close(found, expected)
     shown = np.array(self.data["reading"]["next"]["ids"])
     assert_close(
@@ -129,7 +131,9 @@ class StoredDataTest(chex.TestCase):
 
   def test_long_text_is_cut_and_says_so(self):
     tokens = [0, *([1, 2, 3] * 30)]
-    data = stored_page_data(self.model, self.params, self.language.tokenizer, tokens, title="")
+    data = stored_page_data(
+      self.model, self.params, self.language.tokenizer, tokens, title=""
+    )
     self.assertLen(data["tokens"], stored.MAX_TOKENS)
     self.assertEqual(data["following"], tokens[64:65])
     self.assertIn("its weights would take", data["notes"][0])
@@ -177,7 +181,9 @@ class StoredDataTest(chex.TestCase):
     self.assertIn("the page shows the first 16.", text)
     self.assertIn("The model has 2 layers; the page opens the first 1.", layers)
     self.assertIn("the first 10 features", features)  # of 8 and 12
-    hidden, weights = (decoded(data["reading"]["arrays"][n]) for n in ("mlp_hidden", "weights"))
+    hidden, weights = (
+      decoded(data["reading"]["arrays"][n]) for n in ("mlp_hidden", "weights")
+    )
     assert_close(hidden, run.mlp_hidden[:1, 0, :, :10])
     assert_close(weights, run.weights[:1, :, 0])
     # of whole vectors, in all layers
@@ -214,7 +220,9 @@ class StoredDataTest(chex.TestCase):
       assert_close(weight, np.log(np.exp(rest).sum()))
 
   def test_one_token_has_nothing_to_be_scored_on(self):
-    data = stored_page_data(self.model, self.params, self.language.tokenizer, [0], title="")
+    data = stored_page_data(
+      self.model, self.params, self.language.tokenizer, [0], title=""
+    )
     self.assertIsNone(data["heads"])
     self.assertEqual(np.shape(data["reading"]["lens"]["of_next"]), (3, 0))
 
@@ -270,7 +278,9 @@ class LiveDataTest(chex.TestCase):
     self.assertEqual([step["step"] for step in data["steps"]], [0, 50, 100])
     name = ("blocks_1", "feed_forward", "expand", "kernel")
     leaves = [functools.reduce(dict.get, name, s["weights"]) for s in data["steps"]]
-    whole = np.asarray(functools.reduce(dict.get, name, nn.unbox(self.params)["params"]))
+    whole = np.asarray(
+      functools.reduce(dict.get, name, nn.unbox(self.params)["params"])
+    )
     self.assertEqual([leaf["type"] for leaf in leaves], ["i2", "i2", "f4"])
     np.testing.assert_array_equal(decoded(leaves[0]), 0 * whole)
     step_size = np.abs(whole).max() / 2 / 32767

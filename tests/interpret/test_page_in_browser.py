@@ -32,8 +32,8 @@ def assert_shown(shown, expected, digits=3, terms=1, name=""):
   )
 
 
-class PageInBrowserTest(chex.TestCase):
-  """What any page shows; this one computes it."""
+class PageInBrowser:
+  """What any page shows."""
 
   stored = False
 
@@ -108,6 +108,141 @@ class PageInBrowserTest(chex.TestCase):
     self.assertFalse(page.locator("svg.flow").is_visible())
     self.assertEqual(self.trouble, [])
     self.assertEqual(self.requests, [self.file.as_uri()])
+
+  def test_row_of_scores_and_weights_is_the_traces(self):
+    for layer, head, token in ((0, 1, 11), (1, 0, 5), (1, 1, 0)):
+      self.open(f"#layer={layer}&head={head}&token={token}")
+      scores = np.asarray(self.run_.scores)[layer, head, 0, token, : token + 1]
+      weights = np.asarray(self.run_.weights)[layer, head, 0, token, : token + 1]
+      rows = "#row tbody tr:not(.masked-row)"
+      for column, expected in ((2, 2 * scores), (3, scores), (4, scores), (5, weights)):
+        shown = numbers(self.texts(f"{rows} :nth-child({column}):is(td)"))
+        assert_shown(shown, expected)
+      later = self.texts("#row .masked-row :is(th, td)")
+      self.assertEqual(bool(later), token < 11)
+      if later:
+        self.assertIn(f"{11 - token} later token", later[0])
+        self.assertEqual(later[3], "\u2212∞")
+      self.assertTrue(self.page.locator("#row-note").is_hidden())
+
+  def test_one_score_adds_up(self):
+    page = self.open("#layer=1&head=1&token=9&key=4")
+    query = np.asarray(self.run_.query)[1, 1, 0, 9]
+    key = np.asarray(self.run_.key)[1, 1, 0, 4]
+    said = page.locator("#product .readout").inner_text()
+    assert_shown(numbers(re.findall(r"add up to (\S+\d)", said)), [query @ key])
+    self.assertIn("÷ 2 it is", said)
+    for button in page.locator("#product .some").all():
+      button.click()
+    shown = [
+      numbers(row.locator("span").all_text_contents())
+      for row in page.locator("#product .all").all()
+    ]
+    assert_shown(shown, [query, key, query * key])
+    page.locator("#key-choice").select_option("1")
+    self.assertEqual(self.view()["key"], "1")
+
+  def test_vectors_are_the_traces(self):
+    page = self.open("#layer=1&head=0&token=6")
+    shown = {}
+    for vector in page.locator("[data-vector]:not([hidden])").all():
+      vector.locator(".some").click()
+      values = numbers(vector.locator(".all span").all_text_contents())
+      name = vector.get_attribute("data-vector")
+      shown[name, vector.get_attribute("data-layer")] = values
+    for (name, layer), values in shown.items():
+      axes, value = interpret.TAPS[name], np.asarray(getattr(self.run_, name))
+      index = {"L": int(layer or 1), "H": 0, "B": 0, "T": 6}
+      expected = value[tuple(index[axis] for axis in axes[:-1])]
+      assert_shown(values, expected, name=name)
+    self.assertEqual(
+      {name for name, _ in shown}, set(interpret.TAPS) - {"scores", "weights"}
+    )
+
+  def test_weighted_values_are_the_heads_output(self):
+    page = self.open("#layer=0&head=1&token=5")  # six tokens: all are shown
+    for button in page.locator("#mix .some").all():
+      button.click()
+    rows = [
+      numbers(row.locator("span").all_text_contents())
+      for row in page.locator("#mix .all").all()
+    ]
+    self.assertLen(rows, 6)
+    output = np.asarray(self.run_.head_output)[0, 1, 0, 5]
+    assert_shown(np.sum(rows, 0), output, terms=6)
+
+  def test_overview_has_scores_and_costs(self):
+    self.open()
+    cards = self.page.locator(".head-card").all()
+    heads = self.heads
+    for i, card in enumerate(cards):
+      layer, head = divmod(i, 2)
+      cost, *scores = numbers(card.locator("b").all_text_contents())
+      assert_shown(cost, heads["ablation"][layer][head])
+      names = ("previous", "first", "induction", "entropy")
+      expected = [heads[name][layer][head] for name in names]
+      assert_shown(scores, expected, digits=2)
+
+  def test_next_tokens_at_any_temperature_beside_the_oracle(self):
+    for token, temperature in ((11, 1.0), (4, 0.5), (7, 2.5)):
+      page = self.open(f"#layer=0&head=0&token={token}")
+      place = self.data["temperatures"].index(temperature)
+      page.locator("#temperature").fill(str(place))
+      scaled = self.logits[token] / temperature
+      expected = np.exp(scaled) / np.exp(scaled).sum()
+      truth = self.oracle[token]
+      rows = page.locator("#next .next-row")
+      ids = [int(i) for i in rows.evaluate_all("all => all.map(e => e.dataset.id)")]
+      self.assertEqual(ids[0], int(expected.argmax()))
+      self.assertTrue(
+        set(np.argsort(-truth)[:5]) & set(np.flatnonzero(truth)) <= set(ids)
+      )
+      for share, values in (
+        (expected, self.texts("#next .p")),
+        (truth, self.texts("#next .q")),
+      ):
+        for i, text in zip(ids, values, strict=True):
+          if text == "<0.01%":
+            self.assertLess(share[i], 1e-4 + ROUNDINGS * 2**-24)
+          else:
+            assert_shown(float(text.rstrip("%")) / 100, share[i])
+      divergence = sum(
+        p * np.log(p / q) for p, q in zip(truth, expected, strict=True) if p > 0
+      )
+      said = page.locator("#oracle-note").inner_text()
+      assert_shown(numbers(re.findall(r"(\S+) nats", said)), [divergence], digits=4)
+
+  def test_lens_says_the_likeliest_token_of_each_layer(self):
+    self.open("#layer=0&head=0&token=4")
+    rows = self.page.locator("#lens tbody tr").all()
+    shown = [row.locator(".cell").all_text_contents() for row in rows][::-1]
+    top = self.lens.argmax(-1)
+    self.assertEqual(shown, [[self.tokenizer.token(i) for i in row] for row in top])
+    np.testing.assert_array_equal(top[-1], self.logits.argmax(-1))
+    share = self.texts("#lens-token tbody tr:last-child .weight")[0]
+    scores = self.logits[4]
+    expected = (
+      np.exp(scores - scores.max())[self.tokens[5]]
+      / np.exp(scores - scores.max()).sum()
+    )
+    assert_shown(float(share.strip("<%")) / 100, expected)
+
+
+class StoredPageTest(PageInBrowser, chex.TestCase):
+  """The page of a model that is too big for it."""
+
+  stored = True
+
+  def test_offers_nothing_that_it_cannot_do(self):
+    page = self.open("#cut=0.0&tokens=0.1.2&layer=1")
+    self.assertIn("cannot read another", page.locator("#notes").inner_text())
+    for name in ("#prompt", "#parts", "#write-one", "#step-norm", "#cut-here"):
+      self.assertFalse(page.locator(name).is_visible(), name)
+    self.assertEqual(self.texts("#tokens button"), self.words)
+
+
+class LivePageTest(PageInBrowser, chex.TestCase):
+  """The page of a model that runs in it."""
 
   def test_policy_holds(self):
     page = self.open()
@@ -230,80 +365,6 @@ class PageInBrowserTest(chex.TestCase):
     self.assertEqual(page.evaluate("document.activeElement.id"), "tour")
     self.assertEqual(self.view()["head"], "0")
 
-  def test_row_of_scores_and_weights_is_the_traces(self):
-    for layer, head, token in ((0, 1, 11), (1, 0, 5), (1, 1, 0)):
-      self.open(f"#layer={layer}&head={head}&token={token}")
-      scores = np.asarray(self.run_.scores)[layer, head, 0, token, : token + 1]
-      weights = np.asarray(self.run_.weights)[layer, head, 0, token, : token + 1]
-      rows = "#row tbody tr:not(.masked-row)"
-      for column, expected in ((2, 2 * scores), (3, scores), (4, scores), (5, weights)):
-        shown = numbers(self.texts(f"{rows} :nth-child({column}):is(td)"))
-        assert_shown(shown, expected)
-      later = self.texts("#row .masked-row :is(th, td)")
-      self.assertEqual(bool(later), token < 11)
-      if later:
-        self.assertIn(f"{11 - token} later token", later[0])
-        self.assertEqual(later[3], "\u2212∞")
-      self.assertTrue(self.page.locator("#row-note").is_hidden())
-
-  def test_one_score_adds_up(self):
-    page = self.open("#layer=1&head=1&token=9&key=4")
-    query = np.asarray(self.run_.query)[1, 1, 0, 9]
-    key = np.asarray(self.run_.key)[1, 1, 0, 4]
-    said = page.locator("#product .readout").inner_text()
-    assert_shown(numbers(re.findall(r"add up to (\S+\d)", said)), [query @ key])
-    self.assertIn("÷ 2 it is", said)
-    for button in page.locator("#product .some").all():
-      button.click()
-    shown = [
-      numbers(row.locator("span").all_text_contents())
-      for row in page.locator("#product .all").all()
-    ]
-    assert_shown(shown, [query, key, query * key])
-    page.locator("#key-choice").select_option("1")
-    self.assertEqual(self.view()["key"], "1")
-
-  def test_vectors_are_the_traces(self):
-    page = self.open("#layer=1&head=0&token=6")
-    shown = {}
-    for vector in page.locator("[data-vector]:not([hidden])").all():
-      vector.locator(".some").click()
-      values = numbers(vector.locator(".all span").all_text_contents())
-      name = vector.get_attribute("data-vector")
-      shown[name, vector.get_attribute("data-layer")] = values
-    for (name, layer), values in shown.items():
-      axes, value = interpret.TAPS[name], np.asarray(getattr(self.run_, name))
-      index = {"L": int(layer or 1), "H": 0, "B": 0, "T": 6}
-      expected = value[tuple(index[axis] for axis in axes[:-1])]
-      assert_shown(values, expected, name=name)
-    self.assertEqual(
-      {name for name, _ in shown}, set(interpret.TAPS) - {"scores", "weights"}
-    )
-
-  def test_weighted_values_are_the_heads_output(self):
-    page = self.open("#layer=0&head=1&token=5")  # six tokens: all are shown
-    for button in page.locator("#mix .some").all():
-      button.click()
-    rows = [
-      numbers(row.locator("span").all_text_contents())
-      for row in page.locator("#mix .all").all()
-    ]
-    self.assertLen(rows, 6)
-    output = np.asarray(self.run_.head_output)[0, 1, 0, 5]
-    assert_shown(np.sum(rows, 0), output, terms=6)
-
-  def test_overview_has_scores_and_costs(self):
-    self.open()
-    cards = self.page.locator(".head-card").all()
-    heads = self.heads
-    for i, card in enumerate(cards):
-      layer, head = divmod(i, 2)
-      cost, *scores = numbers(card.locator("b").all_text_contents())
-      assert_shown(cost, heads["ablation"][layer][head])
-      names = ("previous", "first", "induction", "entropy")
-      expected = [heads[name][layer][head] for name in names]
-      assert_shown(scores, expected, digits=2)
-
   def test_maps_have_the_colours_of_their_numbers(self):
     self.open("#layer=1&head=0&token=3")
     pixels = self.page.locator("[data-layer='1'][data-head='0'] canvas").evaluate(
@@ -314,50 +375,6 @@ class PageInBrowserTest(chex.TestCase):
     weights = np.asarray(self.run_.weights)[1, 0, 0]
     order = np.argsort(weights.ravel(), kind="stable")
     self.assertTrue((np.diff(blue_TS.ravel()[order]) <= 0).all())
-
-  def test_next_tokens_at_any_temperature_beside_the_oracle(self):
-    for token, temperature in ((11, 1.0), (4, 0.5), (7, 2.5)):
-      page = self.open(f"#layer=0&head=0&token={token}")
-      place = self.data["temperatures"].index(temperature)
-      page.locator("#temperature").fill(str(place))
-      scaled = self.logits[token] / temperature
-      expected = np.exp(scaled) / np.exp(scaled).sum()
-      truth = self.oracle[token]
-      rows = page.locator("#next .next-row")
-      ids = [int(i) for i in rows.evaluate_all("all => all.map(e => e.dataset.id)")]
-      self.assertEqual(ids[0], int(expected.argmax()))
-      self.assertTrue(
-        set(np.argsort(-truth)[:5]) & set(np.flatnonzero(truth)) <= set(ids)
-      )
-      for share, values in (
-        (expected, self.texts("#next .p")),
-        (truth, self.texts("#next .q")),
-      ):
-        for i, text in zip(ids, values, strict=True):
-          if text == "<0.01%":
-            self.assertLess(share[i], 1e-4 + ROUNDINGS * 2**-24)
-          else:
-            assert_shown(float(text.rstrip("%")) / 100, share[i])
-      divergence = sum(
-        p * np.log(p / q) for p, q in zip(truth, expected, strict=True) if p > 0
-      )
-      said = page.locator("#oracle-note").inner_text()
-      assert_shown(numbers(re.findall(r"(\S+) nats", said)), [divergence], digits=4)
-
-  def test_lens_says_the_likeliest_token_of_each_layer(self):
-    self.open("#layer=0&head=0&token=4")
-    rows = self.page.locator("#lens tbody tr").all()
-    shown = [row.locator(".cell").all_text_contents() for row in rows][::-1]
-    top = self.lens.argmax(-1)
-    self.assertEqual(shown, [[self.tokenizer.token(i) for i in row] for row in top])
-    np.testing.assert_array_equal(top[-1], self.logits.argmax(-1))
-    share = self.texts("#lens-token tbody tr:last-child .weight")[0]
-    scores = self.logits[4]
-    expected = (
-      np.exp(scores - scores.max())[self.tokens[5]]
-      / np.exp(scores - scores.max()).sum()
-    )
-    assert_shown(float(share.strip("<%")) / 100, expected)
 
   def test_fits_a_phone_and_follows_the_screens_theme(self):
     page = self.open()

@@ -1,6 +1,5 @@
 """The model in the page beside JAX: every step's value, in a real browser."""
 
-import itertools
 import pathlib
 import tempfile
 
@@ -12,9 +11,8 @@ import numpy as np
 from playwright import sync_api
 
 from gpt2_flax import interpret
-from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
-from gpt2_flax.interpret.page.arrays import decoded, encoded, rounded
+from gpt2_flax.interpret.page.arrays import encoded
 from gpt2_flax.positional_encoding import alibi_bias, alibi_slopes, rotate_by_position
 from gpt2_flax.tokenizer import NumberTokenizer
 from tests.interpret.browser import launch
@@ -35,7 +33,8 @@ SHAPES = (
 # Gives, for each name, the largest difference over all texts, the largest value, and how
 # many values there were.
 COMPARE = """([texts, expected]) => {
-  const flat = (value) => (typeof value[0] === "number" ? [...value] : value.flatMap(flat));
+  const flat = (value) =>
+    (typeof value[0] === "number" ? [...value] : value.flatMap(flat));
   const worst = {};
   for (const [name, base64] of Object.entries(expected)) {
     const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
@@ -56,7 +55,7 @@ COMPARE = """([texts, expected]) => {
 
 
 def expected_values(model, params, tokens_BT) -> dict[str, np.ndarray]:
-  """By name, [B, ...] with the axes that the page has; and what TAPS has no name for."""
+  """By name, [B, ...] with the page's axes; and what TAPS has no name for."""
 
   def compute(params, tokens_BT):
     logits, run = interpret.trace(model, params, tokens_BT)

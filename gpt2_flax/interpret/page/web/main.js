@@ -103,4 +103,5 @@ new ResizeObserver(([{ target }]) => {
 for (const part of readingParts) part();
 readLink();
 // For the console: inside.trace([0, 5, 3]).taps.weights[0][1] are the weights of a head.
-if (live) window.inside = { trace: (tokens, edits) => trace(tokens, weightsAt(view.step), edits), view, select };
+window.inside = { view, select, language, draw, nextTokens, reading: () => reading };
+if (live) inside.trace = (tokens, edits) => trace(tokens, weightsAt(view.step), edits);

@@ -46,8 +46,8 @@ function textBox(id, field, saysId, suggestionsId) {
       const at = pieces.lastIndexOf(wrong);
       pieces[at] = name;
       box.value = pieces.join("") + (at === pieces.length - 1 ? " " : "");
-      take();
       box.focus();
+      take();
     }, { class: "token" })));
   };
   box.addEventListener("input", take);

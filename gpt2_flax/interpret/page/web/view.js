@@ -12,7 +12,7 @@ const listed = {
 };
 const tokenList = {
   write: (tokens) => tokens.join("."),
-  read: (text) => text.split(".").map(Number),
+  read: (text) => text.split(".").map(numbered.read),
   allows: (tokens) => tokens.length >= 1 && tokens.length <= MOST_TOKENS
     && tokens.every((id) => isWhole(id, model.vocab_size)),
 };
