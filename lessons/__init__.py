@@ -35,4 +35,6 @@ LESSONS = (  # in the order of reading
   "stacking",
   "induction",
   "agreement",
+  "sampling",
+  "cache",
 )

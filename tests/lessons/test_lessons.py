@@ -47,6 +47,16 @@ KEY_FIGURES = {
     ("The logit lens", 0, "gap"): (3.0, 20.0),
     ("The logit lens", -1, "for the cats"): (1.0, 1.0),
   },
+  "sampling": {
+    ("Shares", 1, "right texts"): (0.7, 0.93),  # as the model says
+    ("Shares", 8, "right texts"): (0.88, 0.99),  # top-p 0.99
+    ("Shares", 8, "cut off"): (0.0, 0.001),
+  },
+  "cache": {
+    ("Reading", 0, "difference"): (1e-8, 1e-6),
+    ("Reading", 0, "wrong cache"): (0.1, 2.0),
+    ("Memory", 1, "bytes a token"): (73_728, 73_728),
+  },
 }
 
 
