@@ -30,8 +30,8 @@ SHAPES = (
   dict(positional_encoding="none", scale_attention=False, causal=False),
   dict(feed_forward=False, scale_attention_by_layer=True, num_layers=3),
 )
-# Gives, for each name, the largest difference over all texts, the largest value, and how
-# many values there were.
+# Gives, for each name, the largest difference over all texts, the largest value, and
+# how many values there were.
 COMPARE = """([texts, expected]) => {
   const flat = (value) =>
     (typeof value[0] === "number" ? [...value] : value.flatMap(flat));

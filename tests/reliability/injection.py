@@ -125,6 +125,8 @@ EVIL_LINKS = (
   f"layer=<script>{DO}</script>&token='\"&key=__proto__",
   f"token=javascript:{DO}&__proto__=1&constructor=2&toString=3",
   "head=%00&layer=%ff",
+  f"tokens=<img>&cut=0.constructor&patch=__proto__.0.<script>{DO}</script>",
+  f"tokens=0.1&other=<svg onload={DO}>&seed=javascript:{DO}&step=__proto__",
 )
 
 
