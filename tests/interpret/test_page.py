@@ -288,7 +288,7 @@ class LiveDataTest(chex.TestCase):
     self.assertLess(0.25 * step_size, off)
     self.assertLessEqual(off, 0.5 * step_size * (1 + 1e-3))
     self.assertEqual(
-      data["curve"], {"steps": [20, 40], "loss": [3.5, 3.25], "floor": 2.0}
+      data["curve"], {"steps": (20, 40), "loss": (3.5, 3.25), "floor": 2.0}
     )
     self.assertIn("rounded to 16 bits", data["notes"][0])
 
@@ -356,6 +356,11 @@ class LiveDataTest(chex.TestCase):
   def test_bad_input(self):
     with self.assertRaisesRegex(InputError, "the prompt is empty"):
       self.page_data(tokens=[])
+    unknown = mock.patch.object(
+      self.language, "process", return_value={"kind": "gramar"}
+    )
+    with unknown, self.assertRaisesRegex(InputError, "did you mean 'grammar'"):
+      self.page_data(dataset=self.language)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, self.params)
     with self.assertRaisesRegex(RunError, "not finite"):
       self.page_data(params=broken)

@@ -15,7 +15,7 @@ import numpy as np
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.dataset import as_batch
 from gpt2_flax.datasets.pipeline import validation_windows
-from gpt2_flax.errors import InputError, RunError
+from gpt2_flax.errors import InputError, RunError, unknown_name
 from gpt2_flax.interpret import heads
 from gpt2_flax.interpret.page.arrays import encoded
 from gpt2_flax.interpret.page.live import History, live_steps, why_stored
@@ -31,6 +31,7 @@ from gpt2_flax.tokenizer import Tokenizer
 from gpt2_flax.training.loss import Batch
 from gpt2_flax.transformer import GPT2, num_params
 
+PROCESSES = ("grammar", "induction", "markov")  # what web/languages.js computes
 MAX_SCORED_TOKENS = 2048  # that head scores are measured on
 
 
@@ -57,7 +58,7 @@ def page_data(
     history: the run that made it, to be played back.
 
   Raises:
-    InputError: there are no tokens.
+    InputError: there are no tokens, or the dataset's process is of an unknown kind.
     RunError: the model's output is not finite.
   """
   config = model.config
@@ -123,12 +124,13 @@ def _live(
       f"The text has {len(tokens)} tokens; the page shows the first {len(shown)}.",
     )
   process = dataset.process() if dataset else None
+  if process and process["kind"] not in PROCESSES:
+    raise unknown_name("kind of a process", process["kind"], PROCESSES)
   ids = range(model.config.vocab_size)
-  curve = history and {
-    "steps": [step for step, _ in history.curve],
-    "loss": [loss for _, loss in history.curve],
-    "floor": history.floor,
-  }
+  curve = None
+  if history and history.curve:
+    steps_of_curve, losses = zip(*history.curve, strict=True)
+    curve = {"steps": steps_of_curve, "loss": losses, "floor": history.floor}
   return {
     "notes": notes,
     "tokens": shown.tolist(),
@@ -136,7 +138,7 @@ def _live(
     "names": {i: _name(tokenizer, i) for i in ids},
     "tokenizer": {"kind": tokenizer.kind, "start_id": tokenizer.start_id},
     "steps": steps,
-    "curve": curve if curve and curve["steps"] else None,
+    "curve": curve,
     "process": jax.tree.map(
       lambda leaf: encoded(leaf, "f8") if isinstance(leaf, np.ndarray) else leaf,
       process,

@@ -65,12 +65,15 @@ def live_steps(
   Args:
     measure: gives the head scores of some parameters.
   """
-  steps = list(history.steps) if history else []
-  earlier, last = steps[:-1], steps[-1] if steps else 0
+  notes = []
+  if model.config.dtype != "float32":
+    notes.append(f"The model computes in {model.config.dtype}; the page more exactly.")
+  if history is None:
+    return [_step(model, params, 0, encoded, measure)], notes
+  *earlier, last = history.steps
   room = MAX_BYTES - num_params(params) * BYTES_OF["f4"]
-  num_fitting = int(room // (num_params(params) * BYTES_OF["i2"]))
-  notes, shown, damaged = [], _spread(earlier, num_fitting), []
-  kept = []
+  shown = _spread(earlier, int(room // (num_params(params) * BYTES_OF["i2"])))
+  kept, damaged = [], []
   for step in shown:
     try:
       weights = history.params(step)
@@ -80,14 +83,12 @@ def live_steps(
     kept.append(_step(model, weights, step, rounded, measure))
   if len(shown) < len(earlier):
     notes.append(
-      f"The run kept {len(steps)} steps; the page has room for {len(shown) + 1}."
+      f"The run kept {len(earlier) + 1} steps; the page has room for {len(shown) + 1}."
     )
   if damaged:
     notes.append(f"Damaged, and left out: step {', '.join(damaged)}.")
   if kept:
     notes.append("Steps before the last are rounded to 16 bits a weight.")
-  if model.config.dtype != "float32":
-    notes.append(f"The model computes in {model.config.dtype}; the page more exactly.")
   return [*kept, _step(model, params, last, encoded, measure)], notes
 
 

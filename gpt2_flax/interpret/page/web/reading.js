@@ -15,6 +15,7 @@ const MOST_LENS_TOKENS = 5;
 
 let reading = null;  // what the page shows
 let uncut = null;  // the same text, read by the model as it is; `reading` where nothing is cut
+let second = null;  // {taps, logits} of the second text, if there is one; nothing is cut in it
 
 const decoded = new Map();  // weights by the place of their step
 function weightsAt(place) {

@@ -34,7 +34,7 @@ function placeName(name) {
 }
 
 // What `trace` is to change on the way.
-function editsOf({ cut, patch, other, step }) {
+function editsOf({ cut, patch }) {
   const cuts = cut.map((name) => {
     const [layer, part] = name.split(".");
     const site = { attention: "attention_output", mlp: "mlp_output" }[part] ?? "head_output";
@@ -43,11 +43,11 @@ function editsOf({ cut, patch, other, step }) {
       change: (rows) => rows.map((row) => new Float64Array(row.length)),
     };
   });
-  if (!other || !patch.length) return cuts;
-  const { taps } = trace(other, weightsAt(step));
+  if (!second) return cuts;
   const patches = patch.map((name) => {
     const [token, layer, site, head] = name.split(".");
-    const theirs = head === undefined ? taps[site][layer] : taps[site][layer][head];
+    const inLayer = second.taps[site][layer];
+    const theirs = head === undefined ? inLayer : inLayer[head];
     return {
       site, layer: Number(layer), head: head === undefined ? undefined : Number(head),
       change: (rows) => rows.map((row, t) => (t === Number(token) ? theirs[t] ?? row : row)),
@@ -102,6 +102,13 @@ function startSurgery() {
   startPatching();
 }
 
+// The likeliest next tokens, as words.
+function likeliest(logits_V, count = 6) {
+  const shares = softmax(logits_V);
+  return ["After it: ", ...descending(logits_V).ids.slice(0, count).flatMap((id) =>
+    [make("b", { class: "word" }, tokenName(id)), ` ${percent(shares[id])} `])];
+}
+
 const appliedPatches = () => view.patch.filter((name) =>
   view.other && Number(name.split(".")[0]) < Math.min(numTokens(), view.other.length));
 
@@ -127,6 +134,7 @@ function startPatching() {
   choice.addEventListener("change", update);
   onChange(() => {
     update();
+    byId("other-soon").replaceChildren(...(second ? likeliest(second.logits.at(-1)) : []));
     byId("patches").replaceChildren(...view.patch.map((name) => make("li", {}, `${placeName(name)} `,
       button("take away", () => select({ patch: toggled(view.patch, name) }), { class: "plain" }))));
   });

@@ -68,6 +68,7 @@ function show() {
 
 // Reads the text again, where it or the model has changed.
 function readAgain() {
+  second = view.other && trace(view.other, weightsAt(view.step));
   const edits = editsOf(view);
   uncut = readLive(view.tokens, view.step, []);
   reading = edits.length ? readLive(view.tokens, view.step, edits) : uncut;
