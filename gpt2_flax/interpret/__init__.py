@@ -9,6 +9,7 @@ residual.py   the residual stream as a sum, by part and as it grows
 logits.py     where the logits come from: layer by layer, and part by part
 composition.py  how far a head reads what another writes, from the weights
 page/         all of this on one page, for one text
+notebook.py   that page, and pictures of heads, as values of a notebook's cells
 control_flow  the picture of the computation, drawn from the computation itself
 """
 
@@ -40,6 +41,7 @@ from gpt2_flax.interpret.heads import (
   previous_token_score,
 )
 from gpt2_flax.interpret.logits import logit_attribution, logit_lens, LogitParts
+from gpt2_flax.interpret.notebook import Page, Picture, plot_attention, show
 from gpt2_flax.interpret.patching import (
   activation_patching,
   attribution_patching,
@@ -59,6 +61,8 @@ __all__ = [
   "EditedModel",
   "HeadWeights",
   "LogitParts",
+  "Page",
+  "Picture",
   "ResidualParts",
   "Trace",
   "ablate_heads",
@@ -79,11 +83,13 @@ __all__ = [
   "make_edit",
   "patch",
   "path_patching",
+  "plot_attention",
   "previous_token_score",
   "replace_pattern",
   "residual_parts",
   "scale_heads",
   "select",
+  "show",
   "steer",
   "trace",
   "transform",

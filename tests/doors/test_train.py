@@ -118,13 +118,11 @@ class BadInputTest(TrainTest):
       "--config=gpt:small",
       "gpt:small: no such file: did you mean configs/gpt2.py:small?",
     ),
-    (
-      "--config=xyzzy",
-      "=xyzzy: no such file: there are configs/finetune.py, configs/gp",
-    ),
+    ("--config=xyzzy", "xyzzy: no such file: there are configs/finetune.py, configs/g"),
     ("--confg=configs/toy.py", "'--confg': did you mean '--config'"),
     ("--config=configs/nope.py", "configs/nope.py: no such file"),
     ("--config=configs/gpt2.py:huge", "'huge': allowed: large, medium, small, xl"),
+    ("--config=nope", "configs/text.py, configs/toy.py\n"),  # not train.py
     ("--config.train.num_steps=many", "'many': must be an integer"),
     ("--config.=8", "unknown key in config ''"),
     ("--config.model.num_heads.x=8", "model.num_heads is a value, not a section"),

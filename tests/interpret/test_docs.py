@@ -4,6 +4,7 @@ import copy
 import functools
 import pathlib
 import re
+from unittest import mock
 
 from absl.testing import parameterized
 import chex
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax import generation
-from gpt2_flax.interpret import patch, select, Trace, trace
+from gpt2_flax.interpret import page, patch, select, Trace, trace
 from tests.close import assert_close
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "interpret.md").read_text()
@@ -218,6 +219,16 @@ class TableTest(parameterized.TestCase):
 
 
 class RecipesTest(parameterized.TestCase):
+  def test_in_a_notebook(self):
+    data = mock.create_autospec(page.page_data)  # its making has tests of its own
+    render = mock.create_autospec(page.render_page, return_value="a page")
+    with mock.patch.multiple(page, page_data=data, render_page=render):
+      names = read("In a notebook")
+    self.assertEqual(names["page"].html, "a page")
+    self.assertEqual(data.call_args.args[-1], names["tokens"][0].tolist())
+    self.assertEqual(names["of_head"].weights.shape, (1, 10, 10))
+    self.assertEqual(names["names"], ["<s>", "the", "cat", "near", "the", "dog"])
+
   def test_patching(self):
     names = read("Where the number of the subject goes")
     self.assertGreater(names["correlation"], 0.9)
