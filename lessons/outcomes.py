@@ -1,6 +1,5 @@
 """What the lessons came to when they were last measured, kept beside their files."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -13,7 +12,7 @@ FOLDER = pathlib.Path(__file__).parent / "outcomes"
 def keep(name: str, report: Report, seconds: float) -> None:
   """Writes a lesson's outcome: its tables and findings, and its picture."""
   keep_picture(report, FOLDER / f"{name}.png")
-  findings = [dataclasses.asdict(finding) for finding in report.findings]
+  findings = [{"text": f.text, "holds": bool(f.holds)} for f in report.findings]
   outcome = {"seconds": seconds, "findings": findings, "tables": report.tables}
   write_text(FOLDER / f"{name}.json", json.dumps(outcome, indent=1) + "\n")
 

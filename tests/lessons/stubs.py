@@ -40,16 +40,16 @@ def train_giving(
 
   Args:
     outcome: (config, seed) -> what is given.
-    model: made of config.model.
+    model: made of config.model, unless the lesson says what to make.
   """
 
-  def train(data, changes, seeds=SEEDS, watch=None):
+  def train(data, changes, seeds=SEEDS, watch=None, make=model):
     config, _ = experiment(data, changes)
     every, last = config.eval.every_steps, config.train.num_steps
     trained = []
     for seed in seeds:
       given = outcome(config, seed)
-      made = model(config.model)
+      made = make(config.model)
       at_step = given.at_step or (lambda step, given=given: given.params)
       steps = [*range(every, last, every), last] if watch else []
       history = [(step, watch(made, at_step(step))) for step in steps]
