@@ -28,6 +28,7 @@ The first line of the module's docstring says what the lesson teaches.
 
 LESSONS = (  # in the order of reading
   "limit",
+  "tokens",
   "order",
   "positions",
   "scaling",
@@ -38,6 +39,7 @@ LESSONS = (  # in the order of reading
   "stacking",
   "induction",
   "agreement",
+  "learned_when",
   "sampling",
   "cache",
 )

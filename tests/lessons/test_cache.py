@@ -1,5 +1,7 @@
 """The lesson on the cache: what it measures, and its verdict on given figures."""
 
+import dataclasses
+import json
 from unittest import mock
 
 from absl.testing import parameterized
@@ -130,6 +132,7 @@ class VerdictTest(chex.TestCase):
   def test_holds(self):
     report = run_on()
     self.assertEqual(held(report), [True] * 4)
+    json.dumps([dataclasses.asdict(finding) for finding in report.findings])
     self.assertBetween(picture_size(report), 5_000, 150_000)
     rows = table(report, "Reading")
     self.assertEqual([r["positions"] for r in rows[2:4]], ["sinusoidal", "rotary"])

@@ -63,6 +63,12 @@ KEY_FIGURES = {
     ("What is in", 0, "nearest is of the class"): (0.95, 1.0),
     ("What is in", 2, "of boy and girl"): (0.9, 1.0),
   },
+  "tokens": {("The same", i, "floor, bits a byte"): (0.5, 0.7) for i in range(6)},
+  "learned_when": {
+    ("The nearest", 0, "distance then"): (0.02, 0.1),  # unigrams
+    ("The nearest", 1, "distance then"): (0.05, 0.3),
+    ("The nearest", 2, "distance then"): (0.15, 0.4),
+  },
   "sampling": {
     ("Shares", 1, "right texts"): (0.7, 0.93),  # as the model says
     ("Shares", 8, "right texts"): (0.88, 0.99),  # top-p 0.99

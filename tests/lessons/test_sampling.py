@@ -1,5 +1,7 @@
 """The lesson on sampling: its rules against the generator's, its verdict on figures."""
 
+import dataclasses
+import json
 from unittest import mock
 
 from absl.testing import parameterized
@@ -167,6 +169,7 @@ class VerdictTest(chex.TestCase):
     ):
       report = sampling.run()
     self.assertEqual(held(report), [True] * 5)
+    json.dumps([dataclasses.asdict(finding) for finding in report.findings])
     self.assertBetween(picture_size(report), 5_000, 150_000)
     rows = table(report, "Shares")
     self.assertEqual((rows[5]["rule"], rows[5]["dial"]), ("top-k", 20))
