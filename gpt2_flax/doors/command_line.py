@@ -144,13 +144,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
-    positional = flags.FLAGS(argv)
+    positional = _parsed_or_help(argv)
     if "config" in flags.FLAGS:
       config_flag.checked(flags.FLAGS.config)
-  except SystemExit:  # after --help, with a code that says it went wrong
-    if "config" in flags.FLAGS:
-      print(config_flag.describe())
-    sys.exit(0)
   except (
     flags.Error,  # an unknown flag, or a value that does not fit
     *(ImportError, OSError),  # of --config=FILE
@@ -160,6 +156,15 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   if len(positional) > 1:
     _fail(f"unexpected argument {positional[1]!r}: only --flags are taken", 2)
   return positional
+
+
+def _parsed_or_help(argv: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except SystemExit:  # after --help, with a code that says it went wrong
+    if "config" in flags.FLAGS:
+      print(config_flag.describe())
+    sys.exit(0)
 
 
 def _explain(argv: Sequence[str], error: Exception) -> str:

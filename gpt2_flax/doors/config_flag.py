@@ -127,12 +127,12 @@ def meant(name: str, others: Iterable[str], config: ConfigDict) -> list[str]:
   Args:
     others: the flags that there are beside those of the config, without their dashes.
   """
+  section, _, leaf = name.rpartition(".")
   named = {other: [f"--{other}"] for other in others}
   for key, _ in _keys(config):
-    for short in (key, key.rpartition(".")[2]):
-      named.setdefault(short, []).append(f"--config.{key}")
-  leaf = name.rpartition(".")[2]
-  return named.get(leaf) or named.get(nearest(name, named) or "", [])
+    named.setdefault(key.rpartition(".")[2], []).append(f"--config.{key}")
+  found = named.get(nearest(leaf, named) or "", [])
+  return [flag for flag in found if f".{section}." in flag] or found
 
 
 def _keys(config: ConfigDict, section: str = "") -> Iterator[tuple[str, Any]]:
@@ -148,10 +148,11 @@ def _keys(config: ConfigDict, section: str = "") -> Iterator[tuple[str, Any]]:
 
 def describe() -> str:
   """Every key of the config as --config.key=value, with its comment; for --help."""
+  config = checked(flags.FLAGS.config)
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   comments = _comments(pathlib.Path(path.partition(":")[0]).resolve())
   lines = ["\nthe config's keys, as they are now:\n"]
-  for key, value in _keys(flags.FLAGS.config):
+  for key, value in _keys(config):
     lines.append(f"  {f'--config.{key}={value}':40}  {comments.get(key, '')}".rstrip())
   if files := _files():
     lines.append(f"\nthe configs here: {', '.join(files.values())}")

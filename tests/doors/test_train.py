@@ -109,6 +109,7 @@ class BadInputTest(TrainTest):
       "--num_steps=9",
       "unknown flag '--num_steps': did you mean '--config.train.num_st",
     ),
+    ("--config.train.sed=1", "'sed': did you mean '--config.train.seed'? allowed"),
     ("--seed=1", "did you mean '--config.data.seed' or '--config.train.seed'?"),
     (
       "--config=toy",
@@ -168,6 +169,11 @@ class HelpTest(chex.TestCase):
     self.assertIn(
       "endless", dict((row[0], row[2]) for row in rows)["model.dropout_rate"]
     )
+
+  def test_a_config_that_is_not_there(self):
+    done = forked.finish(forked.start("train.py", "--help", "--config=nope"))
+    self.assertEqual(done.returncode, 2)
+    self.assertStartsWith(done.stderr, "error: --config=nope: no such file: there are ")
 
   def test_other_doors(self):
     done = forked.finish(forked.start("sample.py", "--help"))
