@@ -148,11 +148,10 @@ def _keys(config: ConfigDict, section: str = "") -> Iterator[tuple[str, Any]]:
 
 def describe() -> str:
   """Every key of the config as --config.key=value, with its comment; for --help."""
-  config = checked(flags.FLAGS.config)
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   comments = _comments(pathlib.Path(path.partition(":")[0]).resolve())
   lines = ["\nthe config's keys, as they are now:\n"]
-  for key, value in _keys(config):
+  for key, value in _keys(flags.FLAGS.config):
     lines.append(f"  {f'--config.{key}={value}':40}  {comments.get(key, '')}".rstrip())
   if files := _files():
     lines.append(f"\nthe configs here: {', '.join(files.values())}")
