@@ -217,7 +217,7 @@ def report(means: Sequence[dict[str, Any]], full: float) -> Report:
       plain["right texts"] < 0.95 and abs(plain["entropy"] - full) < 0.05,
     ),
     Finding(
-      "a light cut is almost free: with top-p 0.99 or min-p 0.01"
+      "a light cut is almost free: with top-p 0.99 or min-p 0.01,"
       f" {min(row['right texts'] for row in light):.0%} at least are possible, and"
       f" {max(row['cut off'] for row in light):.2%} of the language is cut off",
       all(
