@@ -229,12 +229,10 @@ def contributions(trained: Trained, batch: dict) -> tuple[dict[str, float], floa
 
 
 def run(reduced: bool = False) -> Report:
-  """Reduced: one seed, fewer steps and layers."""
+  """Reduced: one seed."""
   data = GrammarConfig()
   seeds = SEEDS[:1] if reduced else SEEDS
   changes = CHANGES | {"train.num_steps": 150}
-  if reduced:
-    changes["model.num_layers"] = 4
   trained = {
     (kind, rate): train(
       data, changes | {"optimizer.learning_rate": rate}, seeds, make=make
