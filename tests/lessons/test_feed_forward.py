@@ -151,7 +151,9 @@ class VerdictTest(chex.TestCase):
       hidden = np.zeros((1, *tokens.shape, 9))
       before = np.roll(tokens, 1, 1)
       trained = params is not None
-      hidden[0, ..., 0] = (tokens == 2) & (before == 3) if trained and pair else tokens
+      hidden[0, ..., 0] = (tokens == 2) & (before == 3)
+      if not (trained and pair):  # then it is about the last symbol first of all
+        hidden[0, ..., 0] += tokens
       return hidden
 
     def kept(dataset, num_windows):

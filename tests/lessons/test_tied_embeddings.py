@@ -82,6 +82,8 @@ class MeasureTest(chex.TestCase):
     expected = np.eye(len(CLASSES))
     expected[:2, :2] = 1.0
     chex.assert_trees_all_close(map_CC, expected, atol=1e-12)
+    longer = rows(0.0, SAME) * np.arange(1, NUM_WORDS + 1)[:, None]
+    chex.assert_trees_all_close(tied_embeddings.by_class(longer), expected, atol=1e-12)
     opposite = rows(0.0)
     opposite[0] *= -1  # without itself: -1, -1 and 1
     assert_close(tied_embeddings.by_class(opposite)[0, 0], -1 / 3, dtype=np.float32)
