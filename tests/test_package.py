@@ -103,10 +103,12 @@ class WheelTest(chex.TestCase):
     for path in PACKAGE.rglob("*"):
       if path.is_dir() or path.suffix == ".py" or "__pycache__" in path.parts:
         continue
-      self.assertTrue((path.parent / "__init__.py").exists(), path)
-      package = ".".join(path.parent.relative_to(ROOT).parts)
+      # data of the package that its folder is, or is in
+      home = next(p for p in path.parents if (p / "__init__.py").exists())
+      package = ".".join(home.relative_to(ROOT).parts)
       patterns = setuptools["package-data"].get(package, [])
-      self.assertTrue(any(fnmatch.fnmatch(path.name, p) for p in patterns), path)
+      name = path.relative_to(home).as_posix()
+      self.assertTrue(any(fnmatch.fnmatch(name, p) for p in patterns), path)
 
 
 def call(*args: str) -> subprocess.CompletedProcess:
