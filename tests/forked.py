@@ -34,7 +34,7 @@ COMPILE_SOON = (
   " --xla_cpu_parallel_codegen_split_count=1"
   " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true"
 )
-PATIENCE_SECONDS = 300  # for what takes seconds on an idle machine
+PATIENCE_SECONDS = 1800  # for what takes a minute at most on an idle machine
 IMPORTED = (  # none starts a thread, nor defines flags
   *("jax", "flax.linen", "optax", "orbax.checkpoint", "grain", "tqdm", "jinja2"),
   *("tensorboardX", "matplotlib.figure", "safetensors.numpy", "huggingface_hub"),

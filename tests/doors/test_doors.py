@@ -12,6 +12,7 @@ from absl.testing import parameterized
 import chex
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gpt2_flax import pretrained
 from gpt2_flax.training.source import load_run
@@ -168,8 +169,14 @@ class DoorsTest(chex.TestCase):
     loaded, loaded_params = pretrained.load(exported)
     assert_close(loaded.apply(loaded_params, tokens), model.apply(params, tokens))
 
-  @parameterized.parameters("run", "exported")
-  def test_fine_tuning_on_another_text_is_better_there_than_before(self, source):
+  def test_fine_tuning_on_another_text_is_better_there_than_before(self):
+    self.fine_tune("exported")
+
+  @pytest.mark.slow
+  def test_so_is_fine_tuning_of_a_run(self):
+    self.fine_tune("run")
+
+  def fine_tune(self, source):
     self.export()
     text, workdir = self.folder / "other.txt", self.folder / f"tuned-{source}"
     text.write_text("".join(f"{i}. Das Kind mag Käse, {i} Mal.\n" for i in range(99)))
