@@ -20,8 +20,8 @@ and the code has
 
     CLAIM     one sentence, which may turn out wrong
     SECONDS   how long it takes on two CPU cores, about
-    run       run(reduced=False) -> Report; reduced is a size for tests, with the same
-              verdict in a few seconds
+    run       run(reduced=False) -> Report; reduced is a size for tests, with one seed,
+              where what holds at the real size holds too
 
 The first line of the module's docstring says what the lesson teaches.
 """

@@ -89,11 +89,16 @@ class ProseTest(chex.TestCase):
   @parameterized.parameters(
     ("# **What do you expect?** Heads?", "#"),  # none
     ("# ## Tossing", "# ## Answer"),  # two
-    ("# ## Exercise\n#\n# Toss.", "# ## Answer\n#\n# No.\n#\n# ## Exercise"),
   )
   def test_refuses(self, before, after):
     with self.assertRaisesRegex(ValueError, "lessons/coins.py: must have, once and in"):
       self.read(NOTEBOOK.replace(before, after))
+
+  def test_refuses_another_order(self):
+    head, verdict, exercise, answer = NOTEBOOK.rsplit("\n\n# %% [markdown]\n", 3)
+    parts = (head, exercise, verdict, answer)
+    with self.assertRaisesRegex(ValueError, "in this order, # , "):
+      self.read("\n\n# %% [markdown]\n".join(parts))
 
 
 class NotebookTest(chex.TestCase):

@@ -12,7 +12,7 @@ from gpt2_flax.datasets import floor
 from lessons import __main__ as door
 from lessons import LESSONS, order, outcomes
 from tests.close import assert_close
-from tests.lessons.stubs import held, small_report
+from tests.lessons.stubs import small_report
 
 # (title begins with, row, column) -> the range that a reduced run must meet.
 KEY_FIGURES = {
@@ -85,11 +85,12 @@ KEY_FIGURES = {
 class LessonsTest(chex.TestCase):
   @parameterized.parameters(*[(name,) for name in LESSONS])
   @pytest.mark.slow
-  def test_has_its_verdict_at_its_reduced_size(self, name):
+  def test_what_holds_on_the_page_holds_at_its_reduced_size(self, name):
     outcome = door.load(name).run(reduced=True)
     self.assertNotEmpty(outcome.findings)
     kept, _ = outcomes.kept(name)
-    self.assertEqual(held(outcome), held(kept), outcome.markdown_findings())
+    for here, there in zip(outcome.findings, kept.findings, strict=True):
+      self.assertTrue(here.holds or not there.holds, here)
     for rows in outcome.tables.values():
       self.assertNotEmpty(rows)
     for (begins, row, column), (low, high) in KEY_FIGURES.get(name, {}).items():
