@@ -28,9 +28,8 @@ _OUTPUT = flags.DEFINE_string(
 
 def main() -> int:
   """Loads the model, writes the page."""
-  from gpt2_flax.interpret.page import History, page_data, render_page
+  from gpt2_flax.interpret.page import page_data, render_page, run_history
   from gpt2_flax.training import source
-  from gpt2_flax.training.metrics import read_metrics
 
   workdir = flags.FLAGS.workdir
   output = pathlib.Path(_OUTPUT.value or pathlib.Path(workdir or ".") / "explain.html")
@@ -46,18 +45,14 @@ def main() -> int:
   else:
     raise InputError("--prompt has no value, and there is no validation data to show")
   title = pathlib.Path(workdir).resolve().name if workdir else flags.FLAGS.pretrained
-  history = None
-  if workdir:
-    folder, last = pathlib.Path(workdir), flags.FLAGS.step
-    records = read_metrics(folder / "metrics.jsonl")
-    history = History(
-      steps=[s for s in source.steps(folder) if last is None or s <= last],
-      params=lambda step: source.load_run(folder, step)[1],
-      curve=[(r["step"], r["train/loss"]) for r in records if "train/loss" in r],
-      floor=next((r["val/floor"] for r in records if "val/floor" in r), None),
-    )
   data = page_data(
-    model, params, tokenizer, tokens, title=title, dataset=dataset, history=history
+    model,
+    params,
+    tokenizer,
+    tokens,
+    title=title,
+    dataset=dataset,
+    history=run_history(pathlib.Path(workdir), flags.FLAGS.step) if workdir else None,
   )
   page = render_page(data, model.config)
   atomic.write_text(output, page)

@@ -9,7 +9,7 @@ web/        its parts: the model in JavaScript, what is drawn, the template
 """
 
 from gpt2_flax.interpret.page.data import page_data
-from gpt2_flax.interpret.page.live import History
+from gpt2_flax.interpret.page.live import History, run_history
 from gpt2_flax.interpret.page.render import render_page
 
-__all__ = ["History", "page_data", "render_page"]
+__all__ = ["History", "page_data", "render_page", "run_history"]

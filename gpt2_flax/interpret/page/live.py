@@ -1,6 +1,7 @@
 """The model itself, for a page that computes: its weights at the steps kept."""
 
 from collections.abc import Callable, Sequence
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,10 @@ from gpt2_flax.interpret import sites
 from gpt2_flax.interpret.page.arrays import encoded, rounded
 from gpt2_flax.layers.layer_norm import layer_norm
 from gpt2_flax.self_attention import FlashSelfAttention, HEADS, SelfAttention
+from gpt2_flax.training.kept import saved_steps
+from gpt2_flax.training.manifest import damage
+from gpt2_flax.training.metrics import read_metrics
+from gpt2_flax.training.source import load_run
 from gpt2_flax.transformer import FeedForward, GPT2, num_params
 
 MAX_BYTES = 6_000_000  # of all weights together, as text in the file
@@ -31,6 +36,24 @@ class History(NamedTuple):
   params: Callable[[int], Any]
   curve: Sequence[tuple[int, float]]
   floor: float | None
+
+
+def run_history(workdir: pathlib.Path, step: int | None = None) -> History:
+  """That of a run's folder, up to a step; None for the newest that is not damaged."""
+  found = saved_steps(workdir / "checkpoints")
+  if step is None:
+    step = next(s for s, path in reversed(found.items()) if damage(path) is None)
+  records = read_metrics(workdir / "metrics.jsonl")
+  return History(
+    steps=[s for s in found if s <= step],
+    params=lambda step: load_run(workdir, step)[1],
+    curve=[
+      (r["step"], r["train/loss"])
+      for r in records
+      if "train/loss" in r and r["step"] <= step
+    ],
+    floor=next((r["val/floor"] for r in records if "val/floor" in r), None),
+  )
 
 
 def why_stored(model: GPT2) -> str | None:

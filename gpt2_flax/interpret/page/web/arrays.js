@@ -30,8 +30,8 @@ function decodeTree(tree) {
 }
 
 // A token as a person can see it, white space included.
-function tokenName(id) {
-  const name = data.names[id] ?? `#${id}`;
+const tokenName = (id) => shownName(data.names[id] ?? `#${id}`);
+function shownName(name) {
   if (name === "") return "∅";
   const escape = (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`;
   return name.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣")

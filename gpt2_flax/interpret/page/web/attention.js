@@ -78,11 +78,12 @@ const masked = (rows, hidden = NaN) =>
 function startHead() {
   const cell = () => [view.token, chosenKey()];
   const choose = (token, key) => select({ token, key: key <= token || !model.causal ? key : null });
-  const row = (token) => select({ token });
+  const asks = (token) => select({ token }), asked = (key) => select({ key });
   const map = (name, pick, chosen) =>
     matrix(document.querySelector(`[data-matrix=${name}]`), name, pick, chosen);
   const vectors = ["query", "key", "value"].map((name) => [
-    name, map(name, row, () => [name === "query" ? view.token : chosenKey(), null])]);
+    name, map(name, ...(name === "query"
+      ? [asks, () => [view.token, null]] : [asked, () => [chosenKey(), null]]))]);
   const names = ["products", "scores", "biased_scores", "masked", "weights"];
   const square = names.map((name) => [name, map(name, choose, cell)]);
   const alibi = model.positional_encoding === "alibi" && live;
@@ -142,7 +143,7 @@ function showRow(alibi) {
   const t = view.token, key = chosenKey();
   const scores = tap("scores")[t], biased = (tap("biased_scores") ?? tap("scores"))[t];
   const weights = tap("weights")[t];
-  const count = model.causal ? t + 1 : numTokens();
+  const count = lastKey() + 1;
   byId("biased-column").hidden = !alibi;
   const rows = Array.from({ length: count }, (_, s) => {
     const values = [scaledProduct(t, s), scores[s], ...(alibi ? [biased[s]] : []), biased[s]];
@@ -209,7 +210,7 @@ function showProduct() {
 }
 
 function showMix() {
-  const t = view.token, weights = tap("weights")[t], count = model.causal ? t + 1 : numTokens();
+  const t = view.token, weights = tap("weights")[t], count = lastKey() + 1;
   const order = Array.from({ length: count }, (_, s) => s).sort((a, b) => weights[b] - weights[a]);
   const some = order.slice(0, 6), parts = [];
   const weighted = (s) => tap("value")[s].map((v) => v * weights[s]);

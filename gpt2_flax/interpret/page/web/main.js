@@ -23,6 +23,7 @@ function startPositions() {
     holder.closest("details").remove();
     return;
   }
+  if (!["sinusoidal", "learned"].includes(model.positional_encoding)) return;
   const draw = matrix(holder, "positions", (token) => select({ token }), () => [view.token, null]);
   onChange(() => draw(tap("positions"), largestOf(tap("positions")), reading.tokens.map(tokenName)));
 }
@@ -35,7 +36,9 @@ function startWords() {
   const holds = {
     scaled: model.positional_encoding === "sinusoidal", mlp: Boolean(reading.taps.mlp_output),
     attention_only: !reading.taps.mlp_output, alibi: model.positional_encoding === "alibi",
-    live, stored: !live,
+    live, stored: !live, added: ["sinusoidal", "learned"].includes(model.positional_encoding),
+    not_added: !["sinusoidal", "learned"].includes(model.positional_encoding),
+    rotary: model.positional_encoding === "rotary", causal: model.causal,
   };
   for (const place of document.querySelectorAll("[data-text]")) {
     place.textContent = words[place.dataset.text];

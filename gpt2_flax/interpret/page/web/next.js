@@ -49,6 +49,8 @@ function startWriting() {
     stop();
     select({ tokens: data.tokens, token: data.tokens.length - 1 });
   });
+  byId("prompt").addEventListener("input", stop);  // who types writes alone
+  seed.addEventListener("change", () => { seed.value = view.seed; });
   seed.addEventListener("input", () => select({ seed: seed.value === "" ? NaN : Number(seed.value) }));
   onChange(() => {
     if (document.activeElement !== seed) seed.value = view.seed;
@@ -126,7 +128,8 @@ function oracleNote(truth, rows, t) {
   if (!reading.truth) return "The language's own distribution is here for the first text only: this page cannot compute it.";
   if (!truth) return "The language cannot have begun like this, so it has no true probabilities here.";
   if (reading.next(t).numOthers) return "The true distribution is computed exactly from the process that writes the text.";
-  const apart = sum(rows.map(({ id, p }) => (truth[id] > 0 ? truth[id] * Math.log(truth[id] / p) : 0)));
+  const logs = logProbabilities(reading.next(t).logits.map((logit) => logit / view.temperature));
+  const apart = sum(rows.map(({ id }, i) => (truth[id] > 0 ? truth[id] * (Math.log(truth[id]) - logs[i]) : 0)));
   return "The true distribution is computed exactly from the process that writes the text."
     + ` At this temperature the model is ${number(apart, 4)} nats away from it (KL divergence).`;
 }

@@ -43,7 +43,7 @@ function readLive(tokens, place, edits) {
   const weights = weightsAt(place);
   const { taps, logits } = trace(tokens, weights, edits);
   const own = tokens.every((id, t) => id === data.tokens[t]);  // of the text the page came with
-  const following = own ? data.tokens[tokens.length] ?? data.following[0] : undefined;
+  const following = own && tokens.length === data.tokens.length ? data.following[0] : undefined;
   return {
     tokens, following, taps, weights, logits, layers: model.num_layers,
     lens: readLens(taps, weights, logits, tokens, following),

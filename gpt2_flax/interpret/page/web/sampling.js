@@ -27,7 +27,7 @@ function draw(tokens, seed, place) {
   return (kept.find((token) => (left -= token.p) < 0) ?? kept.at(-1)).id;
 }
 
-// A number in [0, 1) for a seed and a place: the steps of splitmix32 (Steele et al., 2014).
+// A number in [0, 1) for a seed and a place, mixed by the last steps of MurmurHash3 (Appleby).
 function random(seed, place) {
   let x = (seed + Math.imul(place + 1, 0x9e3779b9)) | 0;
   x = Math.imul(x ^ (x >>> 16), 0x85ebca6b);

@@ -8,18 +8,24 @@ const PATCHED = {
   attention_output: "attention's output", mlp_output: "the feed-forward's output",
 };
 
+const isIndex = (text, below) => /^(0|[1-9]\d*)$/.test(text) && Number(text) < below;
+
 function isPart(name) {
-  const [layer, part] = name.split(".");
-  return isWhole(Number(layer), model.num_layers) && name === `${layer}.${part}`
-    && (part === "attention" || (part === "mlp" && model.feed_forward) || isWhole(Number(part), model.num_heads));
+  const [layer, part, ...rest] = name.split(".");
+  return isIndex(layer, model.num_layers) && !rest.length
+    && (part === "attention" || (part === "mlp" && model.feed_forward) || isIndex(part, model.num_heads));
 }
 
 function isPlace(name) {
-  const [token, layer, site, head] = name.split(".");
-  return isWhole(Number(token), MOST_TOKENS) && isWhole(Number(layer), model.num_layers)
+  const [token, layer, site, head, ...rest] = name.split(".");
+  return isIndex(token, MOST_TOKENS) && isIndex(layer, model.num_layers) && !rest.length
     && Object.hasOwn(PATCHED, site) && (model.feed_forward || site !== "mlp_output")
-    && (site === "head_output") === isWhole(Number(head), model.num_heads);
+    && (site === "head_output" ? isIndex(head, model.num_heads) : head === undefined);
 }
+
+// The patches whose token is in both texts.
+const appliedPatches = ({ patch, tokens, other }) => patch.filter((name) =>
+  other && Number(name.split(".")[0]) < Math.min(tokens.length, other.length));
 
 function partName(name) {
   const [layer, part] = name.split(".");
@@ -34,8 +40,8 @@ function placeName(name) {
 }
 
 // What `trace` is to change on the way.
-function editsOf({ cut, patch }) {
-  const cuts = cut.map((name) => {
+function editsOf(choices) {
+  const cuts = choices.cut.map((name) => {
     const [layer, part] = name.split(".");
     const site = { attention: "attention_output", mlp: "mlp_output" }[part] ?? "head_output";
     return {
@@ -43,14 +49,13 @@ function editsOf({ cut, patch }) {
       change: (rows) => rows.map((row) => new Float64Array(row.length)),
     };
   });
-  if (!second) return cuts;
-  const patches = patch.map((name) => {
+  const patches = appliedPatches(choices).map((name) => {
     const [token, layer, site, head] = name.split(".");
     const inLayer = second.taps[site][layer];
     const theirs = head === undefined ? inLayer : inLayer[head];
     return {
       site, layer: Number(layer), head: head === undefined ? undefined : Number(head),
-      change: (rows) => rows.map((row, t) => (t === Number(token) ? theirs[t] ?? row : row)),
+      change: (rows) => rows.map((row, t) => (t === Number(token) ? theirs[t] : row)),
     };
   });
   return [...patches, ...cuts];
@@ -89,17 +94,27 @@ function startSurgery() {
     holder.append(cutSwitch(() => `${view.layer}.${part}`,
       (off) => `${off ? "restore" : "cut"} the ${what} of layer ${view.layer}`));
   }
-  const restore = () => select({ cut: [], patch: [] });
+  const restore = () => {
+    select({ cut: [], patch: [] });
+    byId("parts").querySelector("button").focus({ preventScroll: true });  // this one is gone
+  };
   byId("restore").addEventListener("click", restore);
   onChange(() => {
     const says = [...view.cut.map((name) => `${partName(name)} is off`),
-      ...appliedPatches().map((name) => `patched: ${placeName(name)}`)];
+      ...appliedPatches(view).map((name) => `patched: ${placeName(name)}`)];
     byId("cut-banner").hidden = says.length === 0;
-    byId("cut-says").textContent = says.join("; ");
+    // a band of many names would hide a phone's screen
+    byId("cut-says").textContent = says.length > 3 ? `${says.length} changes` : says.join("; ");
+    byId("cut-says").title = says.join("; ");
     document.body.classList.toggle("is-cut", says.length > 0);
     showEffect();
   });
   startPatching();
+}
+
+function logProbabilities(logits_V) {
+  const top = Math.max(...logits_V), total = sum(logits_V.map((logit) => Math.exp(logit - top)));
+  return logits_V.map((logit) => logit - top - Math.log(total));
 }
 
 // The likeliest next tokens, as words.
@@ -108,9 +123,6 @@ function likeliest(logits_V, count = 6) {
   return ["After it: ", ...descending(logits_V).ids.slice(0, count).flatMap((id) =>
     [make("b", { class: "word" }, tokenName(id)), ` ${percent(shares[id])} `])];
 }
-
-const appliedPatches = () => view.patch.filter((name) =>
-  view.other && Number(name.split(".")[0]) < Math.min(numTokens(), view.other.length));
 
 function startPatching() {
   const choice = byId("patch-site");
@@ -135,7 +147,9 @@ function startPatching() {
   onChange(() => {
     update();
     byId("other-soon").replaceChildren(...(second ? likeliest(second.logits.at(-1)) : []));
-    byId("patches").replaceChildren(...view.patch.map((name) => make("li", {}, `${placeName(name)} `,
+    const applied = appliedPatches(view);
+    byId("patches").replaceChildren(...view.patch.map((name) => make("li", {},
+      `${placeName(name)}${applied.includes(name) ? "" : " (these texts have no such token)"} `,
       button("take away", () => select({ patch: toggled(view.patch, name) }), { class: "plain" }))));
   });
 }
@@ -145,13 +159,14 @@ function showEffect() {
   const holder = byId("effect");
   holder.hidden = reading === uncut;
   if (holder.hidden) return;
-  const t = view.token, before = softmax(uncut.logits[t]), after = softmax(reading.logits[t]);
+  const t = view.token, [whole, changed] = [uncut, reading].map(({ logits }) => logProbabilities(logits[t]));
+  const before = whole.map(Math.exp), after = changed.map(Math.exp);
   const ids = Array.from(before.keys())
     .sort((a, b) => Math.abs(after[b] - before[b]) - Math.abs(after[a] - before[a])).slice(0, 6);
-  const distance = before.reduce((total, p, id) => total + (p > 0 ? p * Math.log(p / after[id]) : 0), 0);
+  const distance = sum(before.map((p, id) => p * (whole[id] - changed[id])));
   const most = Math.max(...ids.flatMap((id) => [before[id], after[id]]));
   holder.replaceChildren(
-    make("p", { class: "readout" }, `What the cut changes after “${nameAt(t)}”: ${number(distance, 4)}`
-      + " nats from the whole model to the cut one (KL divergence)."),
+    make("p", { class: "readout" }, `What this changes after “${nameAt(t)}”: ${number(distance, 4)}`
+      + " nats from the whole model to the changed one (KL divergence)."),
     ...ids.map((id) => nextRow(id, [["before", before[id]], ["", after[id]]], most)));
 }

@@ -4,7 +4,8 @@ function startText() {
   for (const part of document.querySelectorAll("[data-live]")) part.hidden = !live;
   if (!live) return;
   textBox("prompt", "tokens", "prompt-says", "suggestions");
-  textBox("other", "other", "other-says", "other-suggestions");
+  if (tokenizer) textBox("other", "other", "other-says", "other-suggestions");
+  byId("patching").hidden = !tokenizer;
   startTokenEditor();
 }
 
@@ -16,34 +17,30 @@ function textBox(id, field, saysId, suggestionsId) {
     says.textContent = "This tokenizer's rules are not in the page: change the text token by token.";
     return;
   }
-  const take = () => {
-    const { tokens, unknown } = encode(box.value);
-    const known = tokens.includes(undefined) ? tokens.slice(0, tokens.indexOf(undefined)) : tokens;
-    const shown = known.slice(0, MOST_TOKENS);
-    const unfinished = unknown !== undefined && endsWith(unknown) && beginning(unknown).length > 0;
-    suggest(unfinished ? undefined : unknown);
-    if (field === "tokens" && shown.length) select({ tokens: shown, token: changedPlace(shown) });
-    if (field === "other") select({ other: shown.length ? shown : null });
-    if (unknown !== undefined && !unfinished) {
-      const names = near(unknown).map((name) => `“${name}”`);
-      says.textContent = `“${unknown}” is not in the vocabulary of this model.`
-        + (names.length ? ` Near: ${names.join(", ")}.` : "");
-    } else if (known.length > MOST_TOKENS) {
-      says.textContent = `The page reads ${MOST_TOKENS} tokens at most; ${known.length - MOST_TOKENS} are left out.`;
-    } else {
-      says.textContent = shown.length ? "" : "The text needs at least one token.";
-    }
-  };
-  const endsWith = (word) => box.value.endsWith(word);
   const words = data.tokenizer.kind === "word";
   const beginning = (start) => (words && start ? vocabulary.filter(({ id, name }) =>
     name.startsWith(start) && name !== start && !startTokens.includes(id)).map(({ name }) => name) : []);
-  const suggest = (unknown) => {
-    const wrong = unknown ?? /\S*$/.exec(box.value)[0];
-    const names = !words ? [] : unknown === undefined ? beginning(wrong) : near(unknown);
-    suggestions.replaceChildren(...names.slice(0, 10).map((name) => button(name, () => {
+  // What the box says: the tokens up to a piece that is none, and that piece.
+  const read = () => {
+    const { tokens, unknown, isLast } = encode(box.value);
+    const unfinished = isLast && !/\s$/.test(box.value) && beginning(unknown).length > 0;
+    return { tokens: tokens.slice(0, MOST_TOKENS), numLeftOut: tokens.length - MOST_TOKENS, unknown, unfinished };
+  };
+  const take = () => {
+    const { tokens, numLeftOut, unknown, unfinished } = read();
+    suggest(unknown, unfinished);
+    if (field === "other") select({ other: box.value.trim() === "" || !tokens.length ? null : tokens });
+    else if (tokens.length) select({ tokens, token: changedPlace(tokens) });
+    says.textContent = unknown !== undefined && !unfinished ? isNoToken(unknown)
+      : numLeftOut > 0 ? `The page reads ${MOST_TOKENS} tokens at most; ${numLeftOut} are left out.`
+        : tokens.length ? "" : "The text needs at least one token.";
+  };
+  const suggest = (unknown, unfinished) => {
+    const last = /\S*$/.exec(box.value)[0], wrong = unknown !== undefined && !unfinished ? unknown : last;
+    const names = !words ? [] : wrong === unknown && !unfinished ? near(unknown) : beginning(last);
+    suggestions.replaceChildren(...names.slice(0, 10).map((name) => button(shownName(name), () => {
       const pieces = box.value.split(/(\s+)/);
-      const at = pieces.lastIndexOf(wrong);
+      const at = unfinished || unknown === undefined ? pieces.length - 1 : pieces.indexOf(wrong);
       pieces[at] = name;
       box.value = pieces.join("") + (at === pieces.length - 1 ? " " : "");
       box.focus();
@@ -51,12 +48,18 @@ function textBox(id, field, saysId, suggestionsId) {
     }, { class: "token" })));
   };
   box.addEventListener("input", take);
-  onReading(() => {
-    if (document.activeElement === box) return;
+  onReading(() => {  // a box that says the same is left as it was typed
+    if (String(read().tokens) === String(view[field] ?? startTokens)) return;
     box.value = view[field] ? textOf(view[field]) : "";
     says.textContent = "";
     suggestions.replaceChildren();
   });
+}
+
+function isNoToken(name) {
+  if (startTokens.some((id) => data.names[id] === name)) return `“${shownName(name)}” begins every text: it is not typed.`;
+  const names = near(name).map((other) => `“${shownName(other)}”`);
+  return `“${shownName(name)}” is not in the vocabulary of this model.${names.length ? ` Near: ${names.join(", ")}.` : ""}`;
 }
 
 // The last place at which a new text differs from the one before; its end, if none does.
@@ -75,8 +78,7 @@ function startTokenEditor() {
     const id = idByShownName.get(name.value) ?? idByName.get(name.value);
     says.textContent = "";
     if (needsName && id === undefined) {
-      says.textContent = name.value === "" ? "Type a token first."
-        : `“${name.value}” is not in the vocabulary of this model. Near: ${near(name.value).join(", ") || "nothing"}.`;
+      says.textContent = name.value === "" ? "Type a token first." : isNoToken(name.value);
       return;
     }
     const at = view.token + offset;

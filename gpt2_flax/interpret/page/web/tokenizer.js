@@ -22,15 +22,21 @@ const KINDS = {
 const tokenizer = live ? KINDS[data.tokenizer.kind] : undefined;  // none for byte pairs
 const startTokens = live && data.tokenizer.start_id !== null ? [data.tokenizer.start_id] : [];
 
-// {tokens, unknown: the first piece that is no token, or undefined}.
+// The tokens up to the first piece that is none; that piece, if there is one, and whether it
+// is the last of all. The start token is none of a text's pieces.
 function encode(text) {
   const pieces = tokenizer.pieces(text);
-  const unknown = pieces.find(({ id }) => id === undefined || startTokens.includes(id));
-  return { tokens: [...startTokens, ...pieces.map(({ id }) => id)], unknown: unknown?.name };
+  const at = pieces.findIndex(({ id }) => id === undefined || startTokens.includes(id));
+  const known = at < 0 ? pieces : pieces.slice(0, at);
+  return {
+    tokens: [...startTokens, ...known.map(({ id }) => id)],
+    unknown: pieces[at]?.name, isLast: at === pieces.length - 1,
+  };
 }
 
 // The text of tokens, as it is typed.
-const textOf = (tokens) => tokenizer.text(tokens.slice(startTokens.length));
+const textOf = (tokens) =>
+  tokenizer.text(startTokens.every((id, i) => tokens[i] === id) ? tokens.slice(startTokens.length) : tokens);
 
 // The words most like one that is not known: by letters to change, case counting half.
 function near(word, count = 4) {

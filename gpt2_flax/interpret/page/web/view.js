@@ -62,15 +62,20 @@ function mostCostly() {
   return { layer, head };
 }
 
+// A button that is drawn anew keeps the focus: the one at its place has it then.
 function show() {
+  const at = document.activeElement, group = at.closest("[id]:not(button)");
+  const place = group ? [...group.querySelectorAll("button")].indexOf(at) : -1;
   for (const part of [...parts, ...scrolls]) part();
+  if (place >= 0 && !at.isConnected) group.querySelectorAll("button")[place]?.focus({ preventScroll: true });
 }
 
 // Reads the text again, where it or the model has changed.
-function readAgain() {
-  second = view.other && trace(view.other, weightsAt(view.step));
+function readAgain(changed) {
+  const has = (...names) => names.some((name) => changed.includes(name));
+  if (has("other", "step")) second = view.other && trace(view.other, weightsAt(view.step));
+  if (has("tokens", "step")) uncut = readLive(view.tokens, view.step, []);
   const edits = editsOf(view);
-  uncut = readLive(view.tokens, view.step, []);
   reading = edits.length ? readLive(view.tokens, view.step, edits) : uncut;
   view.token = Math.min(view.token, numTokens() - 1);
   for (const part of readingParts) part();
@@ -84,9 +89,10 @@ function select(changes, intoLink = true) {
     view[name] = changes[name];
     return String(before) !== String(view[name]);
   });
-  if (live && take(READ).length) readAgain();
+  const changed = live ? take(READ) : [];
+  if (changed.length) readAgain(changed);
   take(SEEN);
-  if (view.key !== null && view.key > view.token) view.key = null;
+  if (view.key !== null && view.key > lastKey()) view.key = null;
   show();
   if (!intoLink) return;
   try {
@@ -112,12 +118,15 @@ function readLink() {
   select(changes);
 }
 
+// The last token that the selected one may look at.
+const lastKey = () => (model.causal ? view.token : numTokens() - 1);
+
 // The key that the selected token is compared with: chosen, or the most looked at.
 function chosenKey() {
   if (view.key !== null) return view.key;
   const weights = tap("weights")[view.token];
   let best = 0;
-  for (let s = 1; s <= view.token; s++) if (weights[s] > weights[best]) best = s;
+  for (let s = 1; s <= lastKey(); s++) if (weights[s] > weights[best]) best = s;
   return best;
 }
 
