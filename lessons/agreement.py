@@ -96,6 +96,7 @@ def phrases(language: Grammar, distance: int, num: int) -> np.ndarray:
 # To take a head away, we let it say what it says on average. That takes what it knows
 # of this sentence, and leaves the rest of the model with an input that it is used to.
 
+
 # %%
 @functools.partial(jax.jit, static_argnames="model")
 def right_share(
@@ -182,6 +183,7 @@ def dissect(trained: Trained, language: Grammar, num: int) -> dict[str, Any]:
 
 # %% [markdown]
 # Three seeds: the same language, and three different divisions of labour.
+
 
 # %%
 def run(reduced: bool = False) -> Report:

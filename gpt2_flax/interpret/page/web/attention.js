@@ -110,7 +110,7 @@ function startHead() {
     showProduct();
     showMix();
   });
-  onScroll(() => {
+  onScroll(() => byId("row"), () => {
     const row = document.querySelector("#row .key-row"), holder = row.closest(".scroll");
     holder.scrollTop = row.offsetTop - holder.clientHeight / 2;
   });

@@ -64,7 +64,9 @@ function selfAttention(model, weights, layer, head, x_TD, see) {
     scores_TS.map((row, t) => softmax(row.map((score, s) => (sees(model, t, s) ? score : -Infinity)))));
   return see("head_output", weights_TS.map((row) => {
     const out_K = new Float64Array(model.head_dim);
-    row.forEach((weight, s) => value_SK[s].forEach((value, k) => { out_K[k] += weight * value; }));
+    row.forEach((weight, s) => {
+      for (let k = 0; weight && k < out_K.length; k++) out_K[k] += weight * value_SK[s][k];
+    });
     return out_K;
   }));
 }

@@ -42,7 +42,7 @@ function startLens() {
     byId("lens-token").replaceChildren(make("thead", {}, title), make("tbody", {}, ...body));
     showNorms();
   });
-  onScroll(() => keepInSight(table.parentElement, head.children[view.token + 1], head.children[0].offsetWidth));
+  onScroll(() => table, () => keepInSight(table.parentElement, head.children[view.token + 1], head.children[0].offsetWidth));
 }
 
 function showNorms() {

@@ -49,8 +49,13 @@ const parts = [];  // functions that show the view
 const readingParts = [];  // functions that show the reading; they run before those
 const onChange = (part) => parts.push(part);
 const onReading = (part) => readingParts.push(part);
-const scrolls = [];  // what asks for the layout runs last, so that there is one layout
-const onScroll = (part) => scrolls.push(part);
+// What asks for the layout runs last, so that there is one layout; and only where its step is
+// drawn at all, which the browser leaves out far from the screen.
+const scrolls = [];
+const onScroll = (element, part) => scrolls.push(() => {
+  if (element().checkVisibility({ contentVisibilityAuto: true })) part();
+});
+document.addEventListener("contentvisibilityautostatechange", () => scrolls.forEach((part) => part()), true);
 
 // The head that the model can do without least: the page opens with it.
 function mostCostly() {
@@ -159,7 +164,7 @@ function picker(id, name, labels) {
       choice.tabIndex = chosen ? 0 : -1;
     });
   });
-  onScroll(() => keepInSight(holder, buttons[view[name]]));
+  onScroll(() => holder, () => keepInSight(holder, buttons[view[name]]));
 }
 
 // Scrolls a row of things so that one of them is seen; `edge` is covered at its left.
