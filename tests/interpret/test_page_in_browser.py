@@ -66,6 +66,7 @@ class PageInBrowser:
     self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
     self.addCleanup(self.page.close)
     self.page.set_default_timeout(20_000)
+    self.page.emulate_media(media="print")  # on paper all steps are laid out at once
     self.trouble, self.requests, self.answers = [], [], []
     self.page.on("console", lambda message: self.trouble.append(message.text))
     self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
@@ -308,6 +309,7 @@ class LivePageTest(PageInBrowser, chex.TestCase):
 
   def test_heads_open_from_the_overview_and_from_the_concatenation(self):
     page = self.open("#layer=0&head=0&token=6")
+    page.emulate_media(media="screen")
     page.locator("[data-layer='1'][data-head='1']").click()
     self.assertEqual(self.view(), {"layer": "1", "head": "1", "token": "6"})
     page.wait_for_function("""() => {  // scrolled to the head, below the bar
@@ -378,6 +380,7 @@ class LivePageTest(PageInBrowser, chex.TestCase):
 
   def test_fits_a_phone_and_follows_the_screens_theme(self):
     page = self.open()
+    page.emulate_media(media="screen")
     for width in (320, 390, 768):
       page.set_viewport_size({"width": width, "height": 700})
       page.locator("body").evaluate("e => e.offsetWidth")

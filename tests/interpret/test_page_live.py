@@ -54,6 +54,7 @@ class Workshop(chex.TestCase):
     self.trouble = []
     self.page.on("console", lambda message: self.trouble.append(message.text))
     self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+    self.page.emulate_media(media="print")  # on paper all steps are laid out at once
     self.page.goto(self.file.as_uri() + link)
     return self.page
 

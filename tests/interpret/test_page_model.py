@@ -133,9 +133,10 @@ class ModelInPageTest(chex.TestCase):
   def test_every_value_is_that_of_jax(self, **shape):
     model, params = make(VOCAB_SIZE, **shape)
     rng = np.random.default_rng(0)
-    # biases and scales are 0 and 1 at first, which would hide them
+    # Biases and scales are 0 and 1 at first, which would hide them. Larger weights would
+    # let JAX's own roundings grow past what is promised.
     params = jax.tree.map(
-      lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype("f4"), params
+      lambda leaf: leaf / 3 + 0.2 * rng.normal(size=leaf.shape).astype("f4"), params
     )
     texts = rng.integers(VOCAB_SIZE, size=(NUM_PROMPTS, LENGTH), dtype=np.int32)
     page = self.open(model, params, NumberTokenizer(VOCAB_SIZE), [1, 2, 3])
