@@ -139,7 +139,7 @@ class ModelInPageTest(chex.TestCase):
       lambda leaf: leaf / 3 + 0.2 * rng.normal(size=leaf.shape).astype("f4"), params
     )
     texts = rng.integers(VOCAB_SIZE, size=(NUM_PROMPTS, LENGTH), dtype=np.int32)
-    page = self.open(model, params, NumberTokenizer(VOCAB_SIZE), [1, 2, 3])
+    page = self.open(model, params, NumberTokenizer(VOCAB_SIZE), [1, 2])
     expected = expected_values(model, params, texts)
     coded = {name: encoded(value)["data"] for name, value in expected.items()}
     worst = page.evaluate(COMPARE, [texts.tolist(), coded])
