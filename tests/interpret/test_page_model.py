@@ -133,8 +133,8 @@ class ModelInPageTest(chex.TestCase):
   def test_every_value_is_that_of_jax(self, **shape):
     model, params = make(VOCAB_SIZE, **shape)
     rng = np.random.default_rng(0)
-    # Biases and scales are 0 and 1 at first, which would hide them. Larger weights would
-    # let JAX's own roundings grow past what is promised.
+    # Biases and scales are 0 and 1 at first, which would hide them. Larger weights
+    # would let JAX's own roundings grow past what is promised.
     params = jax.tree.map(
       lambda leaf: leaf / 3 + 0.2 * rng.normal(size=leaf.shape).astype("f4"), params
     )
