@@ -24,7 +24,7 @@ ALLOWED = {
   "gpt2_flax/hub/folder.py": {"pickle"},
   "gpt2_flax/pretrained.py": {"pickle", "Pickle"},
   # of this project's own files, with their hash in the page's policy
-  "gpt2_flax/interpret/page/template.html": {"| safe"},
+  "gpt2_flax/interpret/page/web/template.html": {"| safe"},
 }
 
 

@@ -345,9 +345,10 @@ class LiveDataTest(chex.TestCase):
       GPT2(config, mlp=lambda config: FeedForward(config)),
       Own(config),
     ):
-      data = self.page_data(model)
-      self.assertIsNone(data["steps"])
-      self.assertIn("parts of its own", data["notes"][0])
+      self.assertIn("parts of its own", live.why_stored(model))
+    data = self.page_data(GPT2(config, head=Head))
+    self.assertIsNone(data["steps"])
+    self.assertIn("parts of its own", data["notes"][0])
     flash = GPT2(dataclasses.replace(config, attention="flash"))
     self.assertIsNone(live.why_stored(flash))
     big = GPT2(GPT2Config.published("small"))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from playwright import sync_api
+import pytest
 
 from gpt2_flax import interpret
 from gpt2_flax.datasets import CONFIGS
@@ -260,13 +261,17 @@ class WorkshopTest(Workshop):
     next_rows = self.page.locator("#next .next-row").first
     self.assertEqual(next_rows.locator(".values span").count(), 3)
 
+  def test_a_head_is_patched_from_the_second_text(self):
+    self.patch_from_the_second_text("head_output", 1)
+
   @parameterized.parameters(
-    ("residual_before", None),
-    ("head_output", 1),
-    ("attention_output", None),
-    ("mlp_output", None),
+    ("residual_before", None), ("attention_output", None), ("mlp_output", None)
   )
-  def test_a_place_is_patched_from_the_second_text(self, site, head):
+  @pytest.mark.slow
+  def test_so_are_the_other_parts(self, site, head):
+    self.patch_from_the_second_text(site, head)
+
+  def patch_from_the_second_text(self, site, head):
     page = self.page
     page.locator("summary", has_text="Patch").click()
     self.type("the cat near the dog sees", "#other")
@@ -385,9 +390,9 @@ class WorkshopTest(Workshop):
       )
 
   def test_a_phone_keeps_its_screen(self):
+    parts = ("attention", "mlp", "0", "1")
+    self.go("#cut=" + ",".join(f"{layer}.{part}" for layer in (0, 1) for part in parts))
     self.page.set_viewport_size({"width": 320, "height": 640})
-    for switch in self.page.locator("#parts button").all():
-      switch.click()
     self.assertIn("8 changes", self.page.locator("#cut-says").inner_text())
     bar = self.page.locator(".bar").bounding_box()
     self.assertLess(bar["height"], 320)
@@ -507,8 +512,16 @@ class OtherShapesTest(Workshop):
       self.assertIsNotNone(page.locator(section))
     return page
 
-  @parameterized.parameters("sinusoidal", "rotary", "alibi", "none")
+  @parameterized.parameters("rotary", "alibi")
   def test_positions_are_told_as_they_are(self, encoding):
+    self.assert_tells_of_positions(encoding)
+
+  @parameterized.parameters("sinusoidal", "none")
+  @pytest.mark.slow
+  def test_so_are_the_others(self, encoding):
+    self.assert_tells_of_positions(encoding)
+
+  def assert_tells_of_positions(self, encoding):
     page = self.show(positional_encoding=encoding)
     said = page.locator("#step-positions").inner_text()
     added = encoding == "sinusoidal"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from playwright import sync_api
+import pytest
 
 from gpt2_flax import interpret
 from gpt2_flax.interpret.page import page_data, render_page
@@ -22,6 +23,29 @@ NUM_PROMPTS, LENGTH, VOCAB_SIZE = 100, 7, 11
 # What the page promises; it computes in float64, so the difference is JAX's rounding.
 OF_LARGEST = 1e-5
 # Every kind of position, activation and output layer, and every way to scale scores.
+QUICK_SHAPES = (
+  dict(positional_encoding="sinusoidal", activation="gelu_tanh"),
+  dict(
+    positional_encoding="learned",
+    activation="gelu",
+    tied_embeddings=False,
+    scale_attention=False,
+    causal=False,
+  ),
+  dict(
+    positional_encoding="rotary",
+    activation="relu",
+    num_heads=1,
+    scale_attention_by_layer=True,
+  ),
+  dict(
+    positional_encoding="alibi",
+    num_heads=3,
+    embed_dim=12,
+    feed_forward=False,
+    num_layers=3,
+  ),
+)
 SHAPES = (
   dict(positional_encoding="sinusoidal", activation="gelu_tanh"),
   dict(positional_encoding="learned", activation="gelu", tied_embeddings=False),
@@ -129,8 +153,16 @@ class ModelInPageTest(chex.TestCase):
     self.assertEqual(trouble, [])
     return page
 
-  @parameterized.parameters(*SHAPES)
+  @parameterized.parameters(*QUICK_SHAPES)
   def test_every_value_is_that_of_jax(self, **shape):
+    self.assert_every_value_is_that_of_jax(**shape)
+
+  @parameterized.parameters(*SHAPES)
+  @pytest.mark.slow
+  def test_so_it_is_with_one_change_at_a_time(self, **shape):
+    self.assert_every_value_is_that_of_jax(**shape)
+
+  def assert_every_value_is_that_of_jax(self, **shape):
     model, params = make(VOCAB_SIZE, **shape)
     rng = np.random.default_rng(0)
     # Biases and scales are 0 and 1 at first, which would hide them. Larger weights
