@@ -187,6 +187,9 @@ class WorkshopTest(Workshop):
     self.assert_reads(self.tokenizer.start("the " * 11))
     self.type("")
     self.assert_reads(self.tokenizer.start(""))
+    self.page.evaluate("inside.select({ tokens: [0, 1, 2], token: 2 })")
+    self.page.evaluate("inside.select({ tokens: [0, 1] })")
+    self.assertEqual(self.page.evaluate("inside.view.token"), 1)
 
   def test_token_by_token(self):
     page, words = self.page, self.tokenizer.encode
@@ -642,6 +645,21 @@ class LanguagesTest(Workshop):
       np.testing.assert_allclose(ours, exact, rtol=1e-9, atol=1e-11)
     self.assertGreater(impossible, 0)
     self.assertIsNone(page.evaluate("inside.language([1, 2])[1]"))
+
+  def test_two_derivations_of_the_same_words_count_together(self):
+    language = CONFIGS["grammar"]().make(context_length=4)
+    productions = {
+      "s": [[0.5, [1, 2]], [0.25, ["x", 2]], [0.25, [3]]],
+      "x": [[1.0, [1]]],
+    }
+    process = {"kind": "grammar", "start": "s", "productions": productions}
+    model, params = make(language.tokenizer.vocab_size)
+    with mock.patch.object(language, "process", return_value=process):
+      self.write(model, params, language.tokenizer, [0, 1], dataset=language)
+    rows = self.open().evaluate(
+      "inside.language([0, 1]).map(row => [...row].slice(0, 4))"
+    )
+    self.assertEqual(rows, [[0, 0.75, 0, 0.25], [0, 0, 1, 0]])
 
 
 class TokenizersTest(Workshop):
