@@ -6,6 +6,7 @@ import tempfile
 
 import chex
 import numpy as np
+import pytest
 
 from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
@@ -38,6 +39,7 @@ class ScanLayersTest(chex.TestCase):
     records = [json.loads(line) for line in lines]
     return [r["train/loss"] for r in records if "train/loss" in r]
 
+  @pytest.mark.slow  # eight_devices.py trains with scanned layers, and opens without
   def test_a_run_goes_on_with_or_without(self):
     stacked = dict(scan_layers=True, remat="dots")
     there = self.train("there", 3), self.train("there", 6, **stacked)

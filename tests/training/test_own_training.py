@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from configs import toy
 from gpt2_flax import GPT2, GPT2Config, load, steps
@@ -152,8 +153,15 @@ SMALL = GPT2Config(
 
 
 class TransformationsTest(chex.TestCase):
-  @parameterized.parameters("adamw", "lion", "muon")
-  def test_rates_decay_and_betas_may_be_traced(self, name):
+  def test_rates_decay_and_betas_may_be_traced(self):
+    self.trace_rates("muon")  # it has an Adam inside
+
+  @parameterized.parameters(["adamw"], ["lion"])
+  @pytest.mark.slow
+  def test_so_may_those_of_the_others(self, name):
+    self.trace_rates(name)
+
+  def trace_rates(self, name):
     config = OptimizerConfig(name, 0.1, 1, 0.5, 0.9, 0.99, 1.0)
     model = GPT2(SMALL)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
