@@ -1,23 +1,17 @@
 """The model in the page beside JAX: every step's value, in a real browser."""
 
-import pathlib
-import tempfile
-
 from absl.testing import parameterized
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from playwright import sync_api
 import pytest
 
 from gpt2_flax import interpret
-from gpt2_flax.interpret.page import page_data, render_page
 from gpt2_flax.interpret.page.arrays import encoded
 from gpt2_flax.positional_encoding import alibi_bias, alibi_slopes, rotate_by_position
 from gpt2_flax.tokenizer import NumberTokenizer
-from tests.interpret.browser import launch
 from tests.interpret.test_page import make
+from tests.interpret.workshop import Workshop
 
 NUM_PROMPTS, LENGTH, VOCAB_SIZE = 100, 7, 11
 # What the page promises; it computes in float64, so the difference is JAX's rounding.
@@ -133,26 +127,7 @@ def expected_values(model, params, tokens_BT) -> dict[str, np.ndarray]:
   return moved
 
 
-class ModelInPageTest(chex.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    playwright = cls.enterClassContext(sync_api.sync_playwright())
-    cls.browser = cls.enterClassContext(launch(playwright))
-    cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-
-  def open(self, model, params, tokenizer, tokens, **kwargs):
-    data = page_data(model, params, tokenizer, tokens, title="tiny", **kwargs)
-    file = self.folder / "page.html"
-    file.write_text(render_page(data, model.config), "utf-8")
-    page = self.browser.new_page()
-    self.addCleanup(page.close)
-    trouble = []
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.goto(file.as_uri())
-    self.assertEqual(trouble, [])
-    return page
-
+class ModelInPageTest(Workshop):
   @parameterized.parameters(*QUICK_SHAPES)
   def test_every_value_is_that_of_jax(self, **shape):
     self.assert_every_value_is_that_of_jax(**shape)
@@ -171,7 +146,9 @@ class ModelInPageTest(chex.TestCase):
       lambda leaf: leaf / 3 + 0.2 * rng.normal(size=leaf.shape).astype("f4"), params
     )
     texts = rng.integers(VOCAB_SIZE, size=(NUM_PROMPTS, LENGTH), dtype=np.int32)
-    page = self.open(model, params, NumberTokenizer(VOCAB_SIZE), [1, 2])
+    self.write(model, params, NumberTokenizer(VOCAB_SIZE), [1, 2])
+    page = self.open()
+    self.assertEqual(self.trouble, [])
     expected = expected_values(model, params, texts)
     coded = {name: encoded(value)["data"] for name, value in expected.items()}
     worst = page.evaluate(COMPARE, [texts.tolist(), coded])

@@ -1,0 +1,107 @@
+"""A page in a browser, for tests that type into it, cut it and play it back."""
+
+import contextlib
+import pathlib
+import tempfile
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from playwright import sync_api
+
+from gpt2_flax import interpret
+from gpt2_flax.datasets import CONFIGS
+from gpt2_flax.interpret.page import data as page_data_module
+from gpt2_flax.interpret.page import page_data, render_page
+from tests.close import assert_close
+from tests.interpret.browser import launch
+from tests.interpret.test_page import make
+
+LENGTH = 12
+STEPS = (0, 40, 100)
+# the page computes in float64: what is off is JAX's rounding
+LOGITS = "() => inside.reading().logits.map((row) => [...row])"
+
+
+class Workshop(chex.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    playwright = cls.enterClassContext(sync_api.sync_playwright())
+    cls.browser = cls.enterClassContext(launch(playwright))
+    cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+
+  @classmethod
+  def write(cls, model, params, tokenizer, tokens, measured=False, **kwargs):
+    """A page; what heads are worth takes seconds to compile, and is left out."""
+    measure = mock.patch.object(page_data_module, "_head_scores", return_value=None)
+    with contextlib.nullcontext() if measured else measure:
+      data = page_data(model, params, tokenizer, tokens, title="tiny", **kwargs)
+    cls.file = cls.folder / "page.html"
+    cls.file.write_text(render_page(data, model.config), "utf-8")
+
+  def open(self, link: str = ""):
+    self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
+    self.addCleanup(self.page.close)
+    self.page.set_default_timeout(20_000)
+    self.trouble = []
+    self.page.on("console", lambda message: self.trouble.append(message.text))
+    self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+    self.page.emulate_media(media="print")  # on paper all steps are laid out at once
+    self.page.goto(self.file.as_uri() + link)
+    return self.page
+
+  def go(self, link: str):
+    """To another link of the page that is open."""
+    self.page.goto(self.file.as_uri() + link)
+
+  def tokens(self) -> list[int]:
+    return self.page.evaluate("inside.view.tokens")
+
+  def link(self) -> str:
+    return self.page.evaluate("location.hash.slice(1)")
+
+
+class ToyPage(Workshop):
+  """The page of a small model of the toy language, and the same in JAX."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.language = CONFIGS["grammar"]().make(context_length=LENGTH)
+    cls.tokenizer = cls.language.tokenizer
+    cls.model, cls.params = make(cls.tokenizer.vocab_size, context_length=LENGTH)
+    cls.start = cls.tokenizer.start("the cats that the dog sees")
+    cls.write(cls.model, cls.params, cls.tokenizer, cls.start, dataset=cls.language)
+    cls.trace = jax.jit(
+      lambda tokens, edits: interpret.trace(cls.model, cls.params, tokens, edits)
+    )
+
+  @classmethod
+  def run_jax(cls, tokens, edits=()):
+    """Logits [T, V] and the trace, of a text that is padded to one length.
+
+    What comes later changes nothing before it, so that one program serves all texts.
+    """
+    padded = jnp.array([[*tokens, *[1] * (LENGTH - len(tokens))]])
+    logits, run = cls.trace(padded, tuple(edits))
+    return np.asarray(logits[0, : len(tokens)]), run
+
+  def setUp(self):
+    super().setUp()
+    self.open()
+
+  def tearDown(self):
+    self.assertEqual(self.trouble, [])
+    super().tearDown()
+
+  def assert_reads(self, tokens, edits=()):
+    """The page shows this text's logits, with these edits."""
+    self.assertEqual(self.tokens(), list(tokens))
+    expected, _ = self.run_jax(tokens, edits)
+    assert_close(np.array(self.page.evaluate(LOGITS), "f4"), expected)
+
+  def type(self, text: str, box: str = "#prompt"):
+    self.page.locator(box).fill(text)
