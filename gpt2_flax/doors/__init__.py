@@ -4,4 +4,4 @@ A door is imported only when it is called: importing it defines its flags, and t
 may define the same flag.
 """
 
-DOORS = ("train", "sample", "evaluate", "explain", "export")
+DOORS = ("train", "sweep", "sample", "evaluate", "explain", "export")

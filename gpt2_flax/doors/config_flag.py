@@ -4,7 +4,7 @@ A wrong file, key or value ends in one line that says what was perhaps meant, an
 lists every key with the comment that its file has for it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import pathlib
 import sys
 import tokenize
@@ -50,6 +50,32 @@ def config_name() -> str:
   if path == pathlib.Path(default_config.__file__):
     return "toy"
   return path.name.replace(".py", "").replace(":", "-")
+
+
+def changed(texts: Mapping[str, str]) -> tuple[ConfigDict, dict[str, Any]]:
+  """The config that the flags describe with some keys changed, and their new values.
+
+  Args:
+    texts: values by key, as on the command line. The key "config" stands for the
+      argument of --config's file; then --config.key=value counts all the same.
+  """
+  flag = flags.FLAGS["config"]
+  config = flags.FLAGS.config.copy_and_resolve_references()
+  over: dict[str, Any] = {}
+  for key in sorted(texts, key=lambda key: key != "config"):
+    text = texts[key]
+    try:
+      if key == "config":
+        file = config_flags.get_config_filename(flag).partition(":")[0]
+        config = load_config(f"{file}:{text}")
+        config.update_from_flattened_dict(config_flags.get_override_values(flag))
+        over[key] = int(text) if text.isdecimal() else text
+      else:
+        over[key] = check_override(config, f"config.{key}", text)
+        config.update_from_flattened_dict({key: over[key]})
+    except InputError as error:
+      raise InputError(f"--over={key}={text}: {error}") from error
+  return config, {key: over[key] for key in texts}
 
 
 # ---- What is wrong -------------------------------------------------------------------
@@ -100,8 +126,8 @@ def _files() -> dict[str, str]:
   }
 
 
-def check_override(config: ConfigDict, name: str, value: str) -> None:
-  """Raises where --config.a.b=value names no key, or not its type."""
+def check_override(config: ConfigDict, name: str, value: str) -> Any:
+  """The value of --config.a.b=value; raises where it names no key, or not its type."""
   node, so_far = config, "config"
   for key in name.split(".")[1:]:
     if not isinstance(node, ConfigDict):
@@ -115,7 +141,9 @@ def check_override(config: ConfigDict, name: str, value: str) -> None:
   if not value:
     raise InputError(f"--{name} has no value: write --{name}=VALUE")
   try:
-    type(node)(value)
+    if isinstance(node, bool):
+      return flags.BooleanParser().parse(value)
+    return type(node)(value)
   except ValueError as error:
     kind = _VALUE_NAMES.get(type(node), f"a {type(node).__name__}")
     raise InputError(f"{name} is {value!r}: must be {kind}") from error

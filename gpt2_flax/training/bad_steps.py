@@ -6,6 +6,10 @@ import math
 from gpt2_flax.errors import RunError
 
 
+class DivergedError(RunError):
+  """Too many steps were bad; more of the same would not help."""
+
+
 class BadSteps:
   """Counts the steps whose loss or gradient was bad, which `train_step` left out.
 
@@ -25,7 +29,7 @@ class BadSteps:
       metrics: of this step, from `make_train_step`.
 
     Raises:
-      RunError: it is one too many.
+      DivergedError: it is one too many.
     """
     if metrics["train/skipped"] <= self.num_seen:
       return None
@@ -40,7 +44,7 @@ class BadSteps:
       what += f", after a mean loss of {metrics['train/loss_mean']:.4g}"
     if self.num_seen > self._num_allowed:
       saved = f"step {self.last_saved}" if self.last_saved else "none yet"
-      raise RunError(
+      raise DivergedError(
         f"{what}: stopped before they reach the parameters, as"
         f" train.max_skipped_steps is {self._num_allowed}; last good checkpoint:"
         f" {saved}"

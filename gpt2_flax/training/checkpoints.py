@@ -210,6 +210,12 @@ class Checkpoints:
       )
     return None
 
+  def drop_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps."""
+    for later in self._manager.all_steps():
+      if later > step:
+        self._manager.delete(later)
+
   def _set_aside(self, step: int) -> None:
     with processes.all_or_none():
       if jax.process_index() == 0:

@@ -171,7 +171,7 @@ class ExperimentConfig:
     data: an instance of one of `datasets.CONFIGS`.
     model: with everything filled in that the data or init_from decides.
     own: which parts are not this package's own ("data", "tokenizer", "attention",
-      "loss", "optimizer"), and where each comes from: see `registry.origin`.
+      "model", "loss", "optimizer"), and where each comes from: see `registry.origin`.
   """
 
   init_from: str

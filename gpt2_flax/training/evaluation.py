@@ -42,7 +42,8 @@ class Evaluator:
     self._steps = {"val/loss": make_eval_step(model)}
     if loss is not summed_loss:
       self._steps["val/objective"] = make_eval_step(model, loss)
-    self._plain_model = GPT2(model.config.plain)  # generation needs its layers apart
+    # generation needs its layers apart
+    self._plain_model = model.clone(config=model.config.plain)
     self._batch_size = config.train.batch_size
     self._rows = held_rows(sharding, self._batch_size)
     self._windows = validation_windows(

@@ -1,5 +1,6 @@
 """Where weights come from: a run's folder, one in Hugging Face's layout, or the hub."""
 
+from collections.abc import Callable
 import os
 import pathlib
 from typing import Any
@@ -33,7 +34,9 @@ def source_config(folder: pathlib.Path) -> GPT2Config:
 
 
 def load(
-  source: str | os.PathLike, step: int | None = None
+  source: str | os.PathLike,
+  step: int | None = None,
+  model: Callable[[GPT2Config], GPT2] = GPT2,
 ) -> tuple[GPT2, Any, Tokenizer]:
   """A model, its parameters and its tokenizer, wherever they come from.
 
@@ -43,15 +46,16 @@ def load(
     source: a run's folder, a folder in Hugging Face's layout, or the id of a repository
       on its hub, which is downloaded once.
     step: of a run, one of `steps`; None for the newest.
+    model: of a run, what made its model, if `loop.train` was given one.
 
   Raises:
     InputError: there is no such source or step; or the run has parts of yours that are
-      not imported.
+      not imported, or a model of yours that is not given.
     RunError: the step is damaged, or all are.
   """
   folder = find_folder(os.fspath(source))
   if is_run(folder):
-    return load_run(folder, step)
+    return load_run(folder, step, model)
   if step is not None:
     raise InputError(f"step is {step}: {source} is no run, so it has no steps")
   return *pretrained.load(folder), pretrained.load_tokenizer(folder)
@@ -66,19 +70,26 @@ def steps(run: str | os.PathLike) -> list[int]:
 
 
 def load_run(
-  workdir: pathlib.Path, step: int | None = None
+  workdir: pathlib.Path,
+  step: int | None = None,
+  model: Callable[[GPT2Config], GPT2] = GPT2,
 ) -> tuple[GPT2, Any, Tokenizer]:
   """As `load`, for a run's folder."""
   config = read_run_config(workdir)
+  if "model" in config.own and model is GPT2:
+    raise InputError(
+      f"{workdir} holds a model that {config.own['model']} made: open it in Python,"
+      " by gpt2_flax.load(..., model=...)"
+    )
   path = workdir / "tokenizer.json"
   KINDS.check_imported(read_json(path).get("kind"), config.own.get("tokenizer"))
   tokenizer = read_tokenizer(path)
-  model = GPT2(config.model.plain)
+  network = model(config.model.plain)
   params = jax.eval_shape(
-    model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), "int32")
+    network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), "int32")
   )
   abstract = with_shardings(params, one_device_mesh())
-  return model, read_params(workdir / "checkpoints", abstract, step), tokenizer
+  return network, read_params(workdir / "checkpoints", abstract, step), tokenizer
 
 
 def read_run_config(workdir: pathlib.Path) -> ExperimentConfig:

@@ -103,6 +103,10 @@ def _init_program(
   )
 
 
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
 def make_train_step(
   model: GPT2,
   optimizer: optax.GradientTransformation,
@@ -111,8 +115,38 @@ def make_train_step(
   accumulation_steps: int = 1,
   max_loss_jump: float = 0.0,
   loss: Loss = summed_loss,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """(state, batch) -> (state, metrics), jitted; the old state's memory is reused.
+) -> TrainStep:
+  """`pure_train_step`, jitted for a state that is laid out as `abstract` says.
+
+  The old state's memory is reused.
+  """
+  sharding = abstract.step.sharding
+  assert isinstance(sharding, NamedSharding)
+  assert isinstance(sharding.mesh, Mesh)
+  train_step = pure_train_step(
+    model,
+    optimizer,
+    schedule,
+    sharding.mesh,
+    accumulation_steps,
+    max_loss_jump,
+    loss,
+  )
+  return jax.jit(
+    train_step, donate_argnums=0, out_shardings=(shardings(abstract), None)
+  )
+
+
+def pure_train_step(
+  model: GPT2,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule | None,
+  mesh: Mesh,
+  accumulation_steps: int = 1,
+  max_loss_jump: float = 0.0,
+  loss: Loss = summed_loss,
+) -> TrainStep:
+  """(state, batch) -> (state, metrics), to be transformed and compiled.
 
   The loss is the mean over all targets of the batch that count; `loss` gives their sum
   and their number. With accumulation, gradients of the sum are added up and divided
@@ -123,9 +157,6 @@ def make_train_step(
   than max_loss_jump nats above its running mean, where that is not 0. It counts in
   `step` and in `skipped`. How many bad batches there may be, the caller decides.
   """
-  sharding = abstract.step.sharding
-  assert isinstance(sharding, NamedSharding)
-  mesh = sharding.mesh
   # Each device computes by itself if it has a whole copy of the model and no step draws
   # randomness, which would depend on the number of devices.
   by_itself = mesh.shape["data"] == mesh.size and not model.config.dropout_rate
@@ -210,9 +241,7 @@ def make_train_step(
       metrics["train/learning_rate"] = schedule(state.step - state.skipped)
     return after, metrics
 
-  return jax.jit(
-    train_step, donate_argnums=0, out_shardings=(shardings(abstract), None)
-  )
+  return train_step
 
 
 def make_eval_step(

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import toy
 from gpt2_flax.errors import RunError
-from gpt2_flax.training import loop
+from gpt2_flax.training import loop, run
 from gpt2_flax.training import step as step_lib
 from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.loss import summed_loss
@@ -137,10 +137,10 @@ def _train(
   def marked_batches(*args):
     return _Marked(train_batches(*args), bad)
 
-  train_batches = loop.train_batches
+  train_batches = run.train_batches
   with (
     mock.patch.object(loop, "make_train_step", make_watched_step),
-    mock.patch.object(loop, "train_batches", marked_batches),
+    mock.patch.object(run, "train_batches", marked_batches),
     contextlib.redirect_stdout(said),
     contextlib.redirect_stderr(said),
   ):

@@ -1,0 +1,96 @@
+"""Trains many runs as one: each value of some keys, and says what they came to.
+
+    python sweep.py --over=train.seed=0:8                    the toy, from eight seeds
+    python sweep.py --over=train.seed=0:8 --over=optimizer.learning_rate=0.01,0.02,0.04
+    python sweep.py --config=configs/depth.py --over=config=1,2,4
+                                                             the file's own argument
+    python sweep.py --over=optimizer.name=adamw,muon --workdir=runs/optimizers
+
+Each combination is a run in a folder of its own, which sample.py and explain.py open.
+The table and the picture average over the keys that end in seed. The same command again
+goes on where an interrupted sweep stopped.
+"""
+
+import itertools
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from gpt2_flax.doors import command_line, config_flag, own_modules
+from gpt2_flax.errors import InputError
+from gpt2_flax.files.atomic import write_text
+
+config_flag.define_config_flag()
+_IMPORT = command_line.define_import_flag()
+_OVER = flags.DEFINE_multi_string(
+  "over",
+  [],
+  "KEY=VALUES: any key of the config, or config for the argument of its file; values"
+  " are listed as in 1,2,4, or integers from 0 to 7 as in 0:8. May be given several"
+  " times.",
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the sweep lives; default runs/<config name>-sweep."
+)
+_TOGETHER = flags.DEFINE_integer(
+  "together",
+  0,
+  "The most runs that are compiled as one program, where their shapes agree; 1: all in"
+  " turn; 0: in turn on CPUs, 64 elsewhere.",
+)
+
+
+def main() -> int:
+  """Checks all members, runs them, writes the table and the picture."""
+  from gpt2_flax.training import sweep, sweep_summary  # slow: after the flags
+
+  default = f"runs/{config_flag.config_name()}-sweep"
+  folder = pathlib.Path(_WORKDIR.value or default)
+  own_modules.import_own(_IMPORT.value)
+  members = _members()
+  rows, stopped_by = sweep.run_sweep(members, folder, together=_TOGETHER.value)
+  if rows:
+    lines = sweep_summary.summarise(rows, ("val/loss", "val/floor", "val/gap"))
+    table = sweep_summary.as_markdown(lines)
+    write_text(folder / "summary.md", table)
+    sweep_summary.plot(rows, folder, folder / "sweep.png")
+    print(f"\n{table}")
+  if stopped_by:
+    print(f"stopped by {stopped_by.name}; the same command goes on from there")
+    return 128 + stopped_by
+  print(f"in {folder}: summary.md, sweep.png, {sweep.ROWS}, and a folder a run")
+  return 0
+
+
+def _members() -> list[Any]:
+  from gpt2_flax.training import experiment
+  from gpt2_flax.training.sweep import Member
+
+  axes = [_axis(text) for text in _OVER.value]
+  keys = [key for key, _ in axes]
+  for key in keys:
+    if keys.count(key) > 1:
+      raise InputError(f"--over={key}=... is given twice: must be given once")
+  members, datasets = [], {}
+  for values in itertools.product(*(values for _, values in axes)):
+    texts = dict(zip(keys, values, strict=True))
+    config, over = config_flag.changed(texts)
+    parsed, dataset = experiment.parse(config)
+    # one for all that have the same, with what it has worked out
+    alike = repr(parsed.data), parsed.model.context_length
+    members.append(Member(over, parsed, datasets.setdefault(alike, dataset)))
+  return members
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+  """The key and the values of an --over, as texts."""
+  key, _, listed = text.partition("=")
+  first, colon, end = listed.partition(":")
+  if not key or not listed:
+    raise InputError(f"--over={text}: must be KEY=VALUES, as in train.seed=0:8")
+  if not (colon and first.isdecimal() and end.isdecimal()):
+    return key, listed.split(",")
+  if int(first) >= int(end):
+    raise InputError(f"--over={text}: {first} must be below {end}")
+  return key, [str(value) for value in range(int(first), int(end))]

@@ -1,0 +1,251 @@
+"""Many runs as one: each value of some keys, from each of some seeds.
+
+Each member is a run of its own in a folder of its own. What they came to is kept in a
+table beside them, so that an interrupted sweep goes on, and no member runs twice.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import signal
+import time
+from typing import Any
+
+import jax
+
+from gpt2_flax.datasets import Dataset
+from gpt2_flax.errors import InputError
+from gpt2_flax.files.atomic import write_text
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.training import loop
+from gpt2_flax.training.bad_steps import DivergedError
+from gpt2_flax.training.config import ExperimentConfig
+from gpt2_flax.training.flops import flops_per_token
+from gpt2_flax.training.metrics import read_metrics
+from gpt2_flax.training.progress import SweepProgress
+from gpt2_flax.training.resume import differences, fingerprint
+from gpt2_flax.training.run import Result
+from gpt2_flax.training.source import read_run_config
+from gpt2_flax.training.together import Ended, program, train_together
+from gpt2_flax.training.workdir import locked
+from gpt2_flax.transformer import GPT2, num_params
+
+ROWS = "rows.jsonl"
+MOST_TOGETHER = 64  # members of one program, where nobody says
+
+Row = dict[str, Any]  # of JSON values
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One run of a sweep.
+
+  Attributes:
+    over: what makes it this member: keys of the config with their values.
+  """
+
+  over: Mapping[str, Any]
+  config: ExperimentConfig
+  dataset: Dataset
+
+  @property
+  def name(self) -> str:
+    """That of its folder: "seed=0,learning_rate=0.02"."""
+    leaves = [key.rpartition(".")[2] for key in self.over]
+    keys = [
+      leaf if leaves.count(leaf) == 1 else key
+      for leaf, key in zip(leaves, self.over, strict=True)
+    ]
+    values = [re.sub(r"[^\w.+-]", "_", str(value)) for value in self.over.values()]
+    return ",".join(f"{k}={v}" for k, v in zip(keys, values, strict=True))
+
+  @property
+  def num_params(self) -> int:
+    """The values that are trained."""
+    model = GPT2(self.config.model.plain)
+    tokens = jax.ShapeDtypeStruct((1, 1), "int32")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return num_params(jax.eval_shape(model.init, key, tokens))
+
+  @property
+  def cost(self) -> float:
+    """Operations of the whole run, to guess how long it takes beside the others."""
+    train, model = self.config.train, self.config.model
+    tokens = train.num_steps * train.batch_size * model.context_length
+    return float(tokens) * flops_per_token(model)
+
+
+# (member, step, model, params) -> measures by name
+OnEval = Callable[[Member, int, GPT2, Any], Mapping[str, float]]
+
+
+def run_sweep(
+  members: Sequence[Member],
+  folder: str | os.PathLike,
+  *,
+  together: int = 0,
+  model: Callable[[GPT2Config], GPT2] = GPT2,
+  on_eval: OnEval | None = None,
+) -> tuple[list[Row], signal.Signals | None]:
+  """Runs the members that have not run yet.
+
+  In turn, a member is `loop.train`'s, bit for bit. Together, it equals that up to
+  rounding: see `together`. A member that diverges is marked, and the others go on.
+
+  Args:
+    folder: holds a folder a member, and ROWS.
+    together: the most members of one program; 1 for all in turn. 0 decides: in turn on
+      CPUs, which one small model keeps busy, and MOST_TOGETHER elsewhere.
+    model, on_eval: as for `loop.train`; with them all run in turn.
+
+  Returns:
+    What is known of the members, in their order, and the signal that ended it early.
+    A row has "member", "over", "num_params", "seconds" and each measure of the end; or
+    "diverged", which says why.
+
+  Raises:
+    InputError: two members are alike; or the folder holds some of another config.
+    RunError: a member cannot go on, for another reason than that it diverged.
+  """
+  folder = pathlib.Path(folder)
+  if together < 0:
+    raise InputError(f"together is {together}: must be 0 or more")
+  if model is not GPT2 or on_eval is not None:
+    together = 1
+  elif not together:
+    together = 1 if jax.default_backend() == "cpu" else MOST_TOGETHER
+  names = [member.name for member in members]
+  for name in names:
+    if names.count(name) > 1:
+      raise InputError(f"{name} is there twice: must be once")
+  with locked(folder):
+    table = _Table(folder, members)
+    stopped_by = None
+    with SweepProgress([(m.cost, m.name in table.rows) for m in members]) as progress:
+      for group in _groups(members, together):
+        if all(member.name in table.rows for member in group):
+          continue
+        stopped_by = _run_group(group, folder, table, progress, model, on_eval)
+        if stopped_by:
+          break
+    return [table.rows[name] for name in names if name in table.rows], stopped_by
+
+
+def _groups(members: Sequence[Member], together: int) -> list[list[Member]]:
+  """Members that run as one, in the order of their first."""
+  if together == 1:
+    return [[member] for member in members]
+  of_program: dict[str, list[list[Member]]] = {}
+  for member in members:
+    alike = program(member.config) or member.name
+    groups = of_program.setdefault(alike, [[]])
+    if len(groups[-1]) == together:
+      groups.append([])
+    groups[-1].append(member)
+  return [group for groups in of_program.values() for group in groups]
+
+
+def _run_group(
+  group: Sequence[Member],
+  folder: pathlib.Path,
+  table: "_Table",
+  progress: SweepProgress,
+  model: Callable[[GPT2Config], GPT2],
+  on_eval: OnEval | None,
+) -> signal.Signals | None:
+  began = time.perf_counter()
+
+  def end(number: int, ended: Ended) -> None:
+    if isinstance(ended, Result) and ended.stopped_by:
+      return
+    member = group[number]
+    seconds = (time.perf_counter() - began) / len(group)
+    if table.add(member, ended, seconds):
+      progress.ended(f"{member.name}  {_told(ended)}")
+
+  shown = [
+    functools.partial(progress.of_member, member.cost, member.name) for member in group
+  ]
+  if len(group) > 1:
+    return train_together(
+      [member.config for member in group],
+      [member.dataset for member in group],
+      [folder / member.name for member in group],
+      end,
+      shown,
+    )
+  (member,), (shown_one,) = group, shown
+  watch = None if on_eval is None else functools.partial(on_eval, member)
+  try:
+    result = loop.train(
+      member.config,
+      member.dataset,
+      folder / member.name,
+      model=model,
+      on_eval=watch,
+      progress=shown_one,
+    )
+  except DivergedError as error:
+    end(0, error)
+    return None
+  end(0, result)
+  return result.stopped_by
+
+
+def _told(ended: Ended) -> str:
+  if isinstance(ended, DivergedError):
+    return f"diverged: {ended}"
+  shown = [name for name in ("val/loss", "val/gap") if name in ended.metrics]
+  return "  ".join(f"{name} {ended.metrics[name]:.4f}" for name in shown)
+
+
+class _Table:
+  """The rows of a sweep, in memory and in ROWS.
+
+  Attributes:
+    rows: by the names of the members, those of earlier calls too.
+  """
+
+  def __init__(self, folder: pathlib.Path, members: Sequence[Member]):
+    self._path = folder / ROWS
+    self.rows: dict[str, Row] = {row["member"]: row for row in read_metrics(self._path)}
+    for member in members:
+      row = self.rows.get(member.name)
+      if row and row["config"] != fingerprint(member.config):
+        raise InputError(
+          f"--workdir={folder} holds a sweep with another config, so choose another:"
+          f" {_changed(folder / member.name, member)}"
+        )
+
+  def add(self, member: Member, ended: Ended, seconds: float) -> bool:
+    """Keeps how a member ended, if that is new."""
+    if member.name in self.rows:
+      return False
+    row: Row = {
+      "member": member.name,
+      "over": dict(member.over),
+      "config": fingerprint(member.config),
+      "num_params": member.num_params,
+      "seconds": round(seconds, 1),
+    }
+    if isinstance(ended, DivergedError):
+      row["diverged"] = str(ended)
+    else:
+      row["step"] = ended.step
+      row |= {k: v for k, v in ended.metrics.items() if not isinstance(v, str)}
+    self.rows[member.name] = row
+    write_text(self._path, "".join(f"{json.dumps(r)}\n" for r in self.rows.values()))
+    return True
+
+
+def _changed(workdir: pathlib.Path, member: Member) -> str:
+  """What is not as it was, for a message."""
+  try:
+    changed = differences(read_run_config(workdir), member.config)
+  except InputError:  # its folder is gone
+    changed = []
+  return "; ".join(changed) or f"that of {member.name} has changed"

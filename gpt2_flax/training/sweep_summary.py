@@ -1,0 +1,169 @@
+"""What a sweep came to: means over seeds with their errors, a table and a picture."""
+
+from collections.abc import Sequence
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gpt2_flax.files.atomic import replacing
+from gpt2_flax.training.metrics import read_metrics
+from gpt2_flax.training.sweep import Row
+
+MOST_CURVES = 12  # settings whose curves can be told apart in a picture
+# Told apart by the colour-blind too (Okabe & Ito, 2008, "Color Universal Design")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def setting(row: Row) -> dict[str, Any]:
+  """What a member was run with, seeds left out: those that share it are averaged."""
+  return {key: v for key, v in row["over"].items() if not key.endswith("seed")}
+
+
+def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, Any]]:
+  """A line a setting.
+
+  Args:
+    names: of measures; those that no row has are left out.
+
+  Returns:
+    Each line has the setting, "seeds" (how many members are averaged), and for each
+    measure "NAME" (the mean) and "NAME error": the standard error of the mean, None
+    with one seed. "diverged", where any did, is how many are left out.
+  """
+  lines = []
+  for of_one in _by_setting(rows):
+    ended = [row for row in of_one if "diverged" not in row]
+    line = {**setting(of_one[0]), "seeds": len(ended)}
+    for name in names:
+      values = [row[name] for row in ended if name in row]
+      if not any(name in row for row in rows):
+        continue
+      line[name] = float(np.mean(values)) if values else None
+      line[f"{name} error"] = _error(values)
+    if any("diverged" in row for row in rows):
+      line["diverged"] = len(of_one) - len(ended)
+    lines.append(line)
+  return lines
+
+
+def _by_setting(rows: Sequence[Row]) -> list[list[Row]]:
+  found: dict[str, list[Row]] = {}
+  for row in rows:
+    found.setdefault(str(setting(row)), []).append(row)
+  return list(found.values())
+
+
+def _error(values: Sequence[float]) -> float | None:
+  if len(values) < 2:
+    return None
+  return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def as_markdown(lines: Sequence[dict[str, Any]]) -> str:
+  """The lines as a table; an error stands behind its mean."""
+  names = [name for name in lines[0] if not name.endswith(" error")]
+
+  def cell(line: dict[str, Any], name: str) -> str:
+    value, error = line[name], line.get(f"{name} error")
+    if value is None:
+      return "-"
+    if not isinstance(value, float) or f"{name} error" not in line:
+      return str(value)
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+  cells = [names, *([cell(line, name) for name in names] for line in lines)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  text = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+  text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+  return "\n".join(text) + "\n"
+
+
+def plot(rows: Sequence[Row], folder: pathlib.Path, path: pathlib.Path) -> None:
+  """Draws the end over the first key that has numbers, and the way there by step.
+
+  Bands are one standard error of the mean to each side.
+
+  Args:
+    folder: of the sweep; members whose folders are gone have no curve.
+  """
+  import matplotlib.figure  # slow to import, and needed once a sweep
+
+  ended = [row for row in rows if "diverged" not in row]
+  measured = "val/gap" if any("val/gap" in row for row in ended) else "val/loss"
+  figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained", dpi=120)
+  left, right = figure.subplots(1, 2)
+  for axes in (left, right):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(ylabel=f"{measured} (nats per token)")
+  _plot_end(left, ended, measured)
+  _plot_way(right, ended, measured, folder)
+  with replacing(path) as temporary:
+    figure.savefig(temporary, format="png")
+
+
+def _plot_end(axes: Any, rows: Sequence[Row], measured: str) -> None:
+  lines = [line for line in summarise(rows, [measured]) if measured in line]
+  keys = list(setting(rows[0])) if rows else []
+  numeric = [k for k in keys if all(_is_number(line[k]) for line in lines)]
+  along = next((k for k in numeric if len({line[k] for line in lines}) > 1), None)
+  axes.set(xlabel=along or "", title="at the end")
+  curves: dict[str, list[dict[str, Any]]] = {}
+  for line in lines:
+    others = [f"{_leaf(k)} {line[k]}" for k in keys if k != along]
+    curves.setdefault(", ".join(others), []).append(line)
+  for number, (label, points) in enumerate(list(curves.items())[:MOST_CURVES]):
+    points.sort(key=lambda line: line[along] if along else 0)
+    x = [line[along] if along else 0 for line in points]
+    y = np.array([line[measured] for line in points])
+    error = np.array([line[f"{measured} error"] or 0.0 for line in points])
+    colour = COLOURS[number % len(COLOURS)]
+    axes.errorbar(x, y, error, color=colour, marker="o", capsize=3, label=label or None)
+    axes.fill_between(x, y - error, y + error, color=colour, alpha=0.2, linewidth=0)
+  values = sorted({line[along] for line in lines}) if along else []
+  if len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= 4:
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+  if any(curves):
+    axes.legend(frameon=False)
+
+
+def _plot_way(
+  axes: Any, rows: Sequence[Row], measured: str, folder: pathlib.Path
+) -> None:
+  axes.set(xlabel="step", title="on the way")
+  lowest, highest = math.inf, 0.0
+  settings = _by_setting(rows)[:MOST_CURVES]
+  for number, of_one in enumerate(settings):
+    curves: dict[int, list[float]] = {}
+    for row in of_one:
+      for record in read_metrics(folder / row["member"] / "metrics.jsonl"):
+        if record.get(measured, 0) > 0:
+          curves.setdefault(record["step"], []).append(record[measured])
+    whole = {s: v for s, v in sorted(curves.items()) if len(v) == len(of_one)}
+    if not whole:
+      continue
+    mean = np.array([np.mean(values) for values in whole.values()])
+    error = np.array([_error(values) or 0.0 for values in whole.values()])
+    label = ", ".join(f"{_leaf(k)} {v}" for k, v in setting(of_one[0]).items())
+    colour = COLOURS[number % len(COLOURS)]
+    style = "-" if number < len(COLOURS) else "--"
+    steps = list(whole)
+    axes.plot(steps, mean, style, color=colour, marker=".", label=label or None)
+    low, high = np.maximum(mean - error, mean / 10), mean + error  # above 0
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    lowest, highest = min(lowest, low.min()), max(highest, high.max())
+  if highest > 4 * lowest:
+    axes.set_yscale("log")
+  if axes.get_legend_handles_labels()[1]:
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _leaf(key: str) -> str:
+  return key.rpartition(".")[2]
