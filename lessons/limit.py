@@ -35,6 +35,7 @@ import bisect
 from collections.abc import Sequence
 import dataclasses
 import string
+from typing import ClassVar
 
 import jax
 from matplotlib.figure import Figure
@@ -71,6 +72,7 @@ class InContextConfig:
     seed: of the tables and the sequences.
   """
 
+  name: ClassVar = "in_context_markov"
   num_symbols: int = 4
   concentration: float = 0.5
   seed: int = 0

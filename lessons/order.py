@@ -24,7 +24,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -114,6 +114,7 @@ def change_by_shuffling(num_layers: int) -> dict[str, int | float]:
 class CopyConfig:
   """Label t is symbol t - 1; see `Labels`."""
 
+  name: ClassVar = "copy"
   num_symbols: int = 16
   seed: int = 0
 

@@ -21,6 +21,7 @@
 """Why many heads: one softmax can look one way only."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 from matplotlib.figure import Figure
@@ -49,6 +50,7 @@ CHANGES = {
 class EitherConfig:
   """See `Either`; `same` has f and g be one shuffle."""
 
+  name: ClassVar = "either"
   num_symbols: int = 16
   same: bool = False
   seed: int = 0

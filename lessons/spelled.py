@@ -8,6 +8,7 @@ word, since a tokenizer spells a word always in the same way.
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 
@@ -62,6 +63,7 @@ class SpelledConfig:
     seed: of the lines.
   """
 
+  name: ClassVar = "spelled"
   cut: str = "characters"
   num_words: int = 12
   seed: int = 0

@@ -1,27 +1,31 @@
-"""Small models, trained quietly: `gpt2_flax.training`'s steps, without a workdir."""
+"""Small models, trained quietly from several seeds: a sweep that is not kept."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import sys
+import tempfile
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from configs import toy
 from gpt2_flax.datasets import Dataset
-from gpt2_flax.datasets.pipeline import train_batches
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training.config import ExperimentConfig
-from gpt2_flax.training.evaluation import Evaluator
 from gpt2_flax.training.experiment import parse
-from gpt2_flax.training.mesh import batch_sharding, one_device_mesh
-from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
-from gpt2_flax.training.step import abstract_state, init_state, make_train_step
+from gpt2_flax.training.sweep import Member, run_sweep
 from gpt2_flax.transformer import GPT2
 
 SEEDS = (0, 1, 2)
+NEVER = 1_000_000_000  # but after the last step
+QUIET = {
+  "eval.sample_tokens": 0,
+  "checkpoint.every_steps": NEVER,
+  "train.max_skipped_steps": NEVER,  # a lesson judges what a model has come to
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,40 +71,48 @@ def train(
   changes: Mapping[str, Any],
   seeds: Sequence[int] = SEEDS,
   watch: Callable[[GPT2, Any], Any] | None = None,
-  make: Callable[..., GPT2] = GPT2,
+  make: Callable[[GPT2Config], GPT2] = GPT2,
 ) -> list[Trained]:
   """The same experiment from several seeds: of the weights and the order of data.
+
+  A sweep over train.seed, whose folder is not kept.
 
   Args:
     data, changes: see `experiment`; train.seed is one of `seeds` in turn.
     watch: (model, params) -> whatever is to be followed while the model learns.
     make: makes the model of its config.
   """
-  config, dataset = experiment(data, changes)
-  mesh = one_device_mesh()
-  sharding = batch_sharding(mesh)
-  model = make(config.model)
-  num_steps, batch_size = config.train.num_steps, config.train.batch_size
-  schedule = learning_rate_schedule(config.optimizer, num_steps)
-  optimizer = make_optimizer(config.optimizer, schedule)
-  abstract = abstract_state(model, optimizer, mesh)
-  train_step = make_train_step(model, optimizer, schedule, abstract)
-  evaluator = Evaluator(model, dataset, config, sharding)
-
-  trained = []
-  for seed in seeds:
-    state = init_state(model, optimizer, jax.random.key(seed), abstract)
-    batches = train_batches(dataset, batch_size, seed)
-    history = []
-    for step in tqdm.trange(1, num_steps + 1, disable=None, leave=False):
-      state, _ = train_step(state, jax.device_put(next(batches), sharding))
-      if watch and (step % config.eval.every_steps == 0 or step == num_steps):
-        history.append((step, watch(model, state.params)))
-    losses = evaluator.losses(state.params)
-    trained.append(
-      Trained(model, state.params, losses["val/loss"], losses["val/floor"], history)
+  rarely = {} if watch else {"eval.every_steps": NEVER}
+  config, dataset = experiment(data, {**changes, **QUIET, **rarely})
+  members = [
+    Member(
+      {"train.seed": seed},
+      dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed)),
+      dataset,
     )
-  return trained
+    for seed in seeds
+  ]
+  history: dict[str, list] = {member.name: [] for member in members}
+  last: dict[str, tuple[GPT2, Any]] = {}
+
+  def on_eval(member: Member, step: int, model: GPT2, params: Any) -> dict:
+    if watch is not None:
+      history[member.name].append((step, watch(model, params)))
+    if step == config.train.num_steps:
+      last[member.name] = model, jax.tree.map(jnp.copy, params)
+    return {}
+
+  with tempfile.TemporaryDirectory() as folder:
+    rows, stopped_by = run_sweep(
+      members, folder, model=make, on_eval=on_eval, tell=lambda line: None
+    )
+  if stopped_by:
+    sys.exit(128 + stopped_by)
+  return [
+    Trained(*last[name], row["val/loss"], row["val/floor"], history[name])
+    for row in rows
+    for name in [row["member"]]
+  ]
 
 
 def init_params(model: GPT2, seed: int = 0) -> Any:

@@ -1,6 +1,6 @@
 """What a person sees while it runs: a bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import sys
 import time
 
@@ -54,9 +54,13 @@ class SweepProgress:
 
   Args:
     members: the cost of each, in any unit, and whether it is done already.
+    tell: takes the line about each that has ended.
   """
 
-  def __init__(self, members: Sequence[tuple[float, bool]]):
+  def __init__(
+    self, members: Sequence[tuple[float, bool]], tell: Callable[[str], None]
+  ):
+    self._tell = tell
     self._num_members = len(members)
     self._num_done = sum(done for _, done in members)
     self._left = sum(cost for cost, done in members if not done)
@@ -111,9 +115,10 @@ class SweepProgress:
       f"{self._num_done} of {self._num_members} members, {self._time_left()}: {told}"
     )
     if self._bar.disable:
-      print(text, flush=True)
+      self._tell(text)
     else:
-      self._bar.write(text, file=sys.stdout)
+      with self._bar.external_write_mode():
+        self._tell(text)
       self._bar.update(1)
 
 

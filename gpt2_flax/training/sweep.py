@@ -83,6 +83,10 @@ class Member:
 OnEval = Callable[[Member, int, GPT2, Any], Mapping[str, float]]
 
 
+def _say(line: str) -> None:
+  print(line, flush=True)
+
+
 def run_sweep(
   members: Sequence[Member],
   folder: str | os.PathLike,
@@ -90,6 +94,7 @@ def run_sweep(
   together: int = 0,
   model: Callable[[GPT2Config], GPT2] = GPT2,
   on_eval: OnEval | None = None,
+  tell: Callable[[str], None] = _say,
 ) -> tuple[list[Row], signal.Signals | None]:
   """Runs the members that have not run yet.
 
@@ -101,6 +106,7 @@ def run_sweep(
     together: the most members of one program; 1 for all in turn. 0 decides: in turn on
       CPUs, which one small model keeps busy, and MOST_TOGETHER elsewhere.
     model, on_eval: as for `loop.train`; with them all run in turn.
+    tell: takes a line about each member that has ended.
 
   Returns:
     What is known of the members, in their order, and the signal that ended it early.
@@ -125,7 +131,8 @@ def run_sweep(
   with locked(folder):
     table = _Table(folder, members)
     stopped_by = None
-    with SweepProgress([(m.cost, m.name in table.rows) for m in members]) as progress:
+    costs = [(member.cost, member.name in table.rows) for member in members]
+    with SweepProgress(costs, tell) as progress:
       for group in _groups(members, together):
         if all(member.name in table.rows for member in group):
           continue

@@ -35,10 +35,10 @@ class TrainingTest(chex.TestCase):
 
   def test_each_seed_has_its_own_weights_and_data(self):
     seen = []
-    trained = train(
-      DATA, CHANGES, seeds=(0, 1, 0), watch=lambda model, params: seen.append(params)
+    one, other = train(
+      DATA, CHANGES, seeds=(0, 1), watch=lambda model, params: seen.append(params)
     )
-    one, other, again = trained
+    [again] = train(DATA, CHANGES, seeds=(0,))
     chex.assert_trees_all_equal(one.params, again.params)
     for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
       self.assertGreater(np.abs(a - b).max(), 0)
@@ -46,7 +46,7 @@ class TrainingTest(chex.TestCase):
     self.assertNotEqual(one.loss, other.loss)
     self.assertEqual(one.gap, one.loss - one.floor)
     self.assertEqual([step for step, _ in one.history], [2, 4, 5])
-    self.assertLen(seen, 9)
+    self.assertLen(seen, 6)
 
 
 class LossesByPositionTest(chex.TestCase):
