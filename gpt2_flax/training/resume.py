@@ -1,11 +1,12 @@
 """What may change when a run goes on, and what may not."""
 
 from collections.abc import Collection
+import dataclasses
 import hashlib
 import json
 from typing import Any
 
-from gpt2_flax.training.config import ExperimentConfig, TEXTS
+from gpt2_flax.training.config import ExperimentConfig, SECTIONS, TEXTS
 
 # Keys that change the run's numbers by no more than rounding (scan_layers also changes
 # what dropout draws).
@@ -37,9 +38,18 @@ def _fixed(config: ExperimentConfig, may_change: Collection[str]) -> dict[str, A
 
 
 def fingerprint(config: ExperimentConfig) -> str:
-  """The same for configs whose runs end with the same numbers: 16 digits."""
-  values = json.dumps(_fixed(config, NO_NUMBERS), sort_keys=True)
-  return hashlib.sha256(values.encode()).hexdigest()[:16]
+  """The same for configs whose runs end with the same numbers: 16 digits.
+
+  What has its default does not count, so that a key that is new does not either.
+  """
+  defaults = {
+    f"{section}.{field.name}": field.default
+    for section in ("data", "model", *SECTIONS)
+    for field in dataclasses.fields(getattr(config, section))
+  }
+  values = _fixed(config, NO_NUMBERS)
+  chosen = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+  return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
