@@ -30,14 +30,8 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 import numpy as np
 
-from gpt2_flax.datasets.grammar import (
-  DETERMINERS,
-  Grammar,
-  GrammarConfig,
-  INTRANSITIVE,
-  NOUNS,
-  TRANSITIVE,
-)
+from gpt2_flax.datasets.english import DETERMINERS, INTRANSITIVE, NOUNS, TRANSITIVE
+from gpt2_flax.datasets.grammar import Grammar, GrammarConfig
 from gpt2_flax.datasets.pipeline import validation_windows
 from gpt2_flax.interpret import ablate_heads, trace
 from gpt2_flax.transformer import GPT2

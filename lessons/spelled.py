@@ -13,14 +13,10 @@ from typing import ClassVar
 import numpy as np
 
 from gpt2_flax.datasets import ToyLanguage
+from gpt2_flax.datasets.automaton import Automaton, State
 from gpt2_flax.datasets.dataset import require_start_token
-from gpt2_flax.datasets.grammar import (
-  Automaton,
-  english,
-  english_words,
-  GrammarConfig,
-  State,
-)
+from gpt2_flax.datasets.english import English
+from gpt2_flax.datasets.grammar import GrammarConfig, STORY
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizer import (
   BPETokenizer,
@@ -31,6 +27,7 @@ from gpt2_flax.tokenizer import (
 )
 
 START = "\n"
+WORDS = GrammarConfig().make(1).tokenizer.words
 
 
 def line(rng: np.random.Generator, num_words: int) -> str:
@@ -46,10 +43,10 @@ def pairs() -> Tokenizer:
 
 
 CUTS: dict[str, Callable[[], Tokenizer]] = {
-  "characters": lambda: CharTokenizer(START + " " + "".join(english_words())),
+  "characters": lambda: CharTokenizer(START + " " + "".join(WORDS)),
   "bytes": ByteTokenizer,
   "byte pairs": pairs,
-  "words": lambda: WordTokenizer(english_words()),
+  "words": lambda: WordTokenizer(WORDS),
 }
 
 
@@ -88,7 +85,7 @@ class Spelled(ToyLanguage):
     [self.start_id] = [0] if whole else self.tokenizer.encode(START)
     self.spellings = {
       word: tuple(self.tokenizer.encode(word if whole else f" {word}"))
-      for word in english_words()
+      for word in WORDS
     }
     self.firsts = {spelling[0] for spelling in self.spellings.values()}
     inner = {t for spelling in self.spellings.values() for t in spelling[1:]}
@@ -96,7 +93,7 @@ class Spelled(ToyLanguage):
       raise InputError(f"cut is {config.cut!r}: must show where a word begins")
     self._word = {spelling: word for word, spelling in self.spellings.items()}
     self._grammar = GrammarConfig().make(config.num_words)
-    self._automaton = Automaton(english, ("story",))
+    self._automaton = Automaton(English(), STORY)
     self._rows: dict[tuple, np.ndarray] = {}
 
   def sample(self, rng: np.random.Generator, length: int) -> np.ndarray:

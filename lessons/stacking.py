@@ -23,7 +23,7 @@ import numpy as np
 
 from gpt2_flax import interpret
 from gpt2_flax.datasets import GrammarConfig
-from gpt2_flax.datasets.grammar import INTRANSITIVE, TRANSITIVE
+from gpt2_flax.datasets.english import INTRANSITIVE, TRANSITIVE
 from gpt2_flax.datasets.pipeline import validation_windows
 from lessons.report import COLOURS, Finding, new_figure, Report, show
 from lessons.training import losses_by_position, SEEDS, train, Trained

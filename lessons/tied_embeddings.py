@@ -33,15 +33,15 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from gpt2_flax import GPT2, GPT2Config
-from gpt2_flax.datasets.grammar import (
+from gpt2_flax.datasets.english import (
   ADJECTIVES,
-  GrammarConfig,
   INTRANSITIVE,
   NAMES,
   NOUNS,
   PREPOSITIONS,
   TRANSITIVE,
 )
+from gpt2_flax.datasets.grammar import GrammarConfig
 from gpt2_flax.tokenizer import WordTokenizer
 from gpt2_flax.transformer import num_params
 from lessons.report import Finding, new_figure, Report, show

@@ -21,6 +21,11 @@ def get_config() -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.name = "grammar"  # grammar, markov, induction or text
+  config.data.vocabulary = 1  # times as many nouns, names, adjectives and verbs
+  config.data.num_classes = 4  # that must agree: he, she, it, they, and made-up ones
+  config.data.max_depth = 2  # relative clauses around a word
+  config.data.num_topics = 1  # that words are dealt out among; a story keeps its own
+  config.data.zipf = 0.0  # the r-th word comes as often as r**-zipf; 0: all alike
   config.data.seed = 0  # of the sentences drawn
 
   config.model = ConfigDict()

@@ -30,6 +30,7 @@ SMALL = (
   ("brackets", BracketsConfig(num_kinds=2, max_depth=2, open_probability=0.7)),
   ("regression", RegressionConfig(max_x=1, max_slope=1, max_intercept=1, noise=0.2)),
   ("grammar", GrammarConfig()),
+  ("hard_grammar", GrammarConfig(vocabulary=2, num_classes=5, num_topics=2, zipf=1.0)),
   ("markov_of_order_1", MarkovConfig(num_symbols=5, order=1)),
   ("markov_of_order_2", MarkovConfig(num_symbols=5, order=2)),
   ("markov_of_order_3", MarkovConfig(num_symbols=4, order=3, seed=1)),

@@ -1,6 +1,7 @@
-"""The oracle equals a sum over derivations; the English that it writes agrees."""
+"""The English that the grammar writes agrees, and so do harder ones like it."""
 
-import collections
+import hashlib
+import json
 import pathlib
 
 from absl.testing import parameterized
@@ -8,109 +9,20 @@ import chex
 import numpy as np
 
 from gpt2_flax.datasets import grammar
-from gpt2_flax.datasets.grammar import Automaton, english, english_words, GrammarConfig
+from gpt2_flax.datasets.english import English
+from gpt2_flax.datasets.grammar import GrammarConfig
+from gpt2_flax.errors import InputError
 from tests.close import assert_close, ROUNDINGS
+from tests.datasets.test_automaton import KEPT
 
 STEMS = ("sleep", "run", "sing", "wait", "see", "like", "follow", "feed", "hear")
 TRANSITIVE = STEMS[4:]
-STORY = ("story",)
-KEPT = 0.5e-12 / 2**-53  # beliefs are kept to 12 places, and not to float64's 53 bits
 
 
-def prepositions(symbol):
-  """Ambiguous: in "it saw it with it by", who is by? Endless, as a story is."""
-  return {
-    ("text",): [(1.0, (("sentence",), ("text",)))],
-    ("sentence",): [
-      (0.3, (("noun",), "saw", ("noun",))),
-      (0.7, (("noun",), "saw", ("noun",), ("phrase",))),
-      (0.0, (("never",),)),
-    ],
-    ("noun",): [(0.6, ("it",)), (0.4, ("it", ("phrase",)))],
-    ("phrase",): [(0.5, ("with", ("noun",))), (0.3, ("by",)), (0.2, ())],
-  }[symbol]
-
-
-def next_words(productions, symbols, words):
-  """P(next word | words), summed over every derivation that writes the words."""
-  totals = collections.Counter()
-
-  def derive(symbols, words, probability):
-    first, *rest = symbols
-    if isinstance(first, tuple):
-      for share, becomes in productions(first):
-        if share:
-          derive([*becomes, *rest], words, probability * share)
-    elif not words:
-      totals[first] += probability
-    elif first == words[0]:
-      derive(rest, words[1:], probability)
-
-  derive(symbols, words, 1.0)
-  return {word: total / totals.total() for word, total in totals.items()}
-
-
-def after(automaton, words):
-  state = automaton.start
-  for word in words:
-    state = automaton.step(state, word)
-  return state
-
-
-class AutomatonTest(chex.TestCase):
-  def assert_exact(self, automaton, symbol, words):
-    state, num_beliefs = automaton.start, 0
-    for word in words:
-      num_beliefs += len(state.beliefs[word])
-      state = automaton.step(state, word)
-    expected = next_words(automaton.productions, [symbol], words)
-    self.assertCountEqual(state.words, expected)
-    expected = np.array([expected[word] for word in state.words])
-    roundings = ROUNDINGS + num_beliefs * KEPT
-    assert_close(np.array(state.probabilities), expected, roundings)
-
-  def test_is_exact_for_every_prefix_of_an_ambiguous_grammar(self):
-    automaton = Automaton(prepositions, ("text",))
-    prefixes, num_stacks = [()], []
-    for _ in range(9):
-      for words in prefixes:
-        self.assert_exact(automaton, ("text",), words)
-      states = [(words, after(automaton, words)) for words in prefixes]
-      prefixes = [(*words, word) for words, state in states for word in state.words]
-      num_stacks += [len(b) for _, s in states for b in s.beliefs.values()]
-    self.assertGreater(len(prefixes), 50)
-    self.assertGreater(max(num_stacks), 2)  # ambiguous indeed
-
-  def test_is_exact_for_english(self):
-    dataset = GrammarConfig().make(20)
-    automaton = Automaton(english, STORY)
-    for i in range(8):
-      words = dataset.tokenizer.decode(dataset.window("train", i)).split()
-      for n in range(len(words)):
-        self.assert_exact(automaton, STORY, words[:n])
-
-  def test_refuses_a_word_that_cannot_come_next(self):
-    automaton = Automaton(english, STORY)
-    with self.assertRaises(KeyError):
-      automaton.step(automaton.start, "sleeps")
-
-  def test_english_has_a_bounded_number_of_states(self):
-    automaton = Automaton(english, STORY)
-    todo, seen = [automaton.start], {id(automaton.start)}
-    while todo and len(seen) < 3000:
-      state = todo.pop()
-      for word in state.words:
-        following = automaton.step(state, word)
-        if id(following) not in seen:
-          seen.add(id(following))
-          todo.append(following)
-    self.assertEmpty(todo)  # wherever the words lead, they lead back
-
-
-class EnglishTest(chex.TestCase):
-  def setUp(self):
+class LanguageTest(chex.TestCase):
+  def setUp(self, **settings):
     super().setUp()
-    self.dataset = GrammarConfig().make(48)
+    self.dataset = GrammarConfig(**settings).make(48)
 
   def next(self, text):
     """Next word -> its probability; a word that cannot come is 0."""
@@ -119,23 +31,12 @@ class EnglishTest(chex.TestCase):
     assert_close(row.sum(), 1.0)
     return dict(zip(("<s>", *self.dataset.tokenizer.words), row, strict=True))
 
-  def test_productions_sum_to_one(self):
-    todo, seen = [STORY], {STORY}
-    while todo:
-      symbol = todo.pop()
-      shares, becomes = zip(*english(symbol), strict=True)
-      self.assertGreaterEqual(min(shares), 0.0, symbol)
-      assert_close({symbol: sum(shares)}, {symbol: 1.0})
-      for share, symbols in zip(shares, becomes, strict=True):
-        new = {s for s in symbols if share and isinstance(s, tuple)} - seen
-        seen |= new
-        todo += new
-    self.assertGreater(len(seen), 40)
 
+class EnglishTest(LanguageTest):
   def test_every_word_occurs(self):
     windows = np.stack([self.dataset.window("train", i) for i in range(300)])
     occurring = self.dataset.tokenizer.decode(np.unique(windows)).split()
-    self.assertCountEqual(occurring, english_words())
+    self.assertCountEqual(occurring, self.dataset.tokenizer.words)
     self.assertContainsSubset([*STEMS, *(f"{stem}s" for stem in STEMS)], occurring)
 
   def test_windows_are_a_story_from_its_beginning(self):
@@ -234,3 +135,155 @@ class EnglishTest(chex.TestCase):
     tokens = np.array([0, *self.dataset.tokenizer.encode("the cats sleeps .")])
     rows = self.dataset.next_token_probabilities(tokens)
     assert_close(rows.sum(axis=1), np.array([1.0, 1.0, 1.0, 0.0, 0.0]))
+
+
+class DefaultTest(chex.TestCase):
+  """Figures of the README, of lessons and of runs are of this very language."""
+
+  def test_windows_are_as_ever(self):
+    dataset = GrammarConfig().make(48)
+    splits = ("train", "validation")
+    windows = np.stack([dataset.window(s, i) for s in splits for i in range(100)])
+    digest = hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest()
+    self.assertStartsWith(digest, "45e31d37f8d0b16f02d075feedc9e7b4")
+
+  def test_process_is_as_ever(self):
+    process = json.dumps(GrammarConfig().make(48).process(), sort_keys=True)
+    digest = hashlib.sha256(process.encode()).hexdigest()
+    self.assertStartsWith(digest, "80523de3300ea3c5b2fb15ff6eee337a")
+
+
+class ClassesTest(LanguageTest):
+  """Each of six classes agrees, in particular those that are made up."""
+
+  def setUp(self):
+    super().setUp(num_classes=6)
+    self.english = English(num_classes=6)
+
+  def words(self, *symbol):
+    return [word for _, (word,) in self.english(symbol)]
+
+  @parameterized.product(
+    subject=list(range(6)),
+    text=["{} {}", "{} {} that the dogs see", "{} {} near the dog"],
+  )
+  def test_verb_agrees_with_its_subject(self, subject, text):
+    who = self.english.classes[subject]
+    determiner, noun = self.words("determiner", who)[-1], self.words("noun", who)[0]
+    probability = self.next(text.format(determiner, noun))
+    for other in self.english.classes:
+      for verb in self.words("transitive", other):
+        agrees = verb in self.words("transitive", who)
+        self.assertEqual(probability[verb] > 0, agrees, verb)
+
+  @parameterized.parameters(4, 5)
+  def test_pronoun_and_reflexive_agree(self, subject):
+    classes = self.english.classes
+    who = classes[subject]
+    determiner, noun = self.words("determiner", who)[-1], self.words("noun", who)[0]
+    verb = self.words("intransitive", who)[0]
+    probability = self.next(f"{determiner} {noun} near the dogs {verb} .")
+    self.assertEqual([one for one in classes if probability[one] > 0], [who])
+    verb = self.words("transitive", who)[0]
+    probability = self.next(f"{determiner} {noun} {verb}")
+    own = set()
+    for one in classes:
+      own |= {new[0] for _, new in self.english(("object", one, 0)) if len(new) == 1}
+    reflexives = {word for word in own if isinstance(word, str)}
+    self.assertLen(reflexives, 6)
+    possible = [word for word in reflexives if probability[word] > 0]
+    self.assertEqual(possible, [f"{who}self"])
+
+  def test_made_up_classes_share_one_determiner(self):
+    shared = set.intersection(
+      *(set(self.words("determiner", who)) for who in self.english.classes)
+    )
+    self.assertEqual(shared, {"the"})
+
+
+class DepthTest(LanguageTest):
+  def test_clauses_nest_as_deep_as_allowed_and_more_rarely(self):
+    super().setUp(max_depth=3)
+    text = "the boy"
+    for depth in range(4):
+      share = (0.3, 0.15, 0.075, 0.0)[depth]  # of noun phrases, a fifth of them names
+      roundings = ROUNDINGS + KEPT * len(text.split())
+      assert_close(self.next(text)["that"], share / 0.8, roundings)
+      text += " that the boy"
+
+  def test_of_depth_0_has_no_clauses(self):
+    super().setUp(max_depth=0)
+    self.assertNotIn("that", self.dataset.tokenizer.words)
+
+
+class TopicsTest(LanguageTest):
+  """Words are dealt out in turn: "boy" to the first topic, "king" to the second."""
+
+  def setUp(self):
+    super().setUp(num_topics=2)
+
+  def share(self, text, first, second):
+    probability = self.next(text)
+    total = sum(probability[word] for word in f"{first} {second}".split())
+    return sum(probability[word] for word in first.split()) / total
+
+  @parameterized.parameters(
+    ("the boy sees this", "boy farmer girl singer cat horse", "king queen dog bird"),
+    ("the boy", "sleeps sings sees follows hears", "runs waits likes feeds"),
+    ("anna", "runs waits likes feeds", "sleeps sings sees follows hears"),
+    ("the young dog that", "tom anna", "john mary"),
+    ("the big cat sees these", "boys cats big old happy", "kings dogs small young"),
+  )
+  def test_a_word_tells_the_topic_of_its_sentence(self, text, own, other):
+    probability = self.next(text)
+    for word in own.split():
+      self.assertGreater(probability[word], 0.0, word)
+    for word in other.split():
+      self.assertEqual(probability[word], 0.0, word)
+
+  @parameterized.parameters(
+    ("the", "boy farmer girl singer cat horse", "king queen dog bird", 0.5),
+    ("", "john mary", "tom anna", 0.5),
+    ("the boy sings . he", "sleeps sings", "runs waits", 0.95),
+    ("the king runs . he", "sleeps sings", "runs waits", 0.05),
+    ("the boy sings .", "john mary", "tom anna", 0.95),
+    ("tom runs . john sings . he", "sleeps sings", "runs waits", 0.95),
+  )
+  def test_a_story_keeps_its_topic_nine_times_of_ten(self, text, one, other, share):
+    roundings = ROUNDINGS + KEPT * len(text.split())
+    assert_close(self.share(text, one, other), share, roundings)
+
+
+class SettingsTest(chex.TestCase):
+  @parameterized.parameters(
+    ({"vocabulary": 0}, "data.vocabulary is 0: must be 1 to 100"),
+    ({"vocabulary": 101}, "data.vocabulary is 101: must be 1 to 100"),
+    ({"num_classes": 3}, "data.num_classes is 3: must be 4 to 20"),
+    ({"num_classes": 21}, "data.num_classes is 21: must be 4 to 20"),
+    ({"max_depth": -1}, "data.max_depth is -1: must be 0 to 8"),
+    ({"max_depth": 9}, "data.max_depth is 9: must be 0 to 8"),
+    (
+      {"num_topics": 0},
+      r"data.num_topics is 0: must be 1 to 2, which is 2 \* data.vocabulary",
+    ),
+    (
+      {"num_topics": 7, "vocabulary": 3},
+      r"data.num_topics is 7: must be 1 to 6, which is 2 \* data.vocabulary",
+    ),
+    ({"zipf": -0.1}, "data.zipf is -0.1: must be 0.0 to 4.0"),
+    ({"zipf": 4.1}, "data.zipf is 4.1: must be 0.0 to 4.0"),
+    ({"seed": -1}, "data.seed is -1: must be 0 or more"),
+  )
+  def test_bad_ones_are_named(self, settings, message):
+    with self.assertRaisesRegex(InputError, f"^{message}$"):
+      GrammarConfig(**settings)
+
+  def test_the_hardest_makes_a_language(self):
+    hardest = GrammarConfig(  # but for its words
+      vocabulary=3, num_classes=20, max_depth=8, num_topics=6, zipf=4.0
+    ).make(30)
+    for i in range(20):
+      tokens = hardest.window("train", i)
+      rows = hardest.next_token_probabilities(tokens[:-1])
+      assert_close(rows.sum(axis=1), np.ones(30))
+      self.assertGreater(rows[np.arange(30), tokens[1:]].min(), 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpt2_flax.datasets import CONFIGS
+from gpt2_flax.datasets.grammar import GrammarConfig
 from gpt2_flax.datasets.induction import InductionConfig
 from gpt2_flax.datasets.markov import MarkovConfig
 from gpt2_flax.interpret.page import History
@@ -138,6 +139,7 @@ class LanguagesTest(Workshop):
 
   @parameterized.parameters(
     (CONFIGS["grammar"](),),
+    (GrammarConfig(vocabulary=2, num_classes=5, max_depth=3, num_topics=3, zipf=0.8),),
     (MarkovConfig(num_symbols=4, order=2, seed=3),),
     (InductionConfig(num_symbols=5, min_period=2, max_period=6),),
   )

@@ -8,7 +8,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.datasets.grammar import GrammarConfig, NOUNS
+from gpt2_flax.datasets.english import NOUNS
+from gpt2_flax.datasets.grammar import GrammarConfig
 from gpt2_flax.interpret import Trace
 from lessons import agreement
 from lessons.training import Trained

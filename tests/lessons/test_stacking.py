@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt2_flax import GPT2, GPT2Config
 from gpt2_flax.datasets import GrammarConfig
-from gpt2_flax.datasets.grammar import INTRANSITIVE, TRANSITIVE
+from gpt2_flax.datasets.english import INTRANSITIVE, TRANSITIVE
 from gpt2_flax.datasets.pipeline import validation_windows
 from lessons import stacking
 from lessons.training import losses_by_position, Trained

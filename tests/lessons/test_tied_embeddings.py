@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from gpt2_flax.datasets import GrammarConfig
-from gpt2_flax.datasets.grammar import english_words
 from lessons import tied_embeddings
 from lessons.tied_embeddings import CLASSES
 from tests.close import assert_close
@@ -53,7 +52,7 @@ class MeasureTest(chex.TestCase):
   def test_classes_are_of_words_that_the_language_has(self):
     words = [word for of_class in CLASSES.values() for word in of_class]
     self.assertLen(set(words), len(words))
-    self.assertContainsSubset(words, english_words())
+    self.assertContainsSubset(words, WORDS.words)
 
   def test_rows_come_class_by_class(self):
     table_ND = rows()
