@@ -37,7 +37,6 @@ def made_up(number: int) -> str:
   """A word of its own for each number; all end in a vowel, as in "basu", "vetuko"."""
   length = 2
   while number >= len(SYLLABLES) ** length:
-    number -= len(SYLLABLES) ** length
     length += 1
   # a prime that shares no factor with their count: neighbours do not look alike
   number = number * 2027 % len(SYLLABLES) ** length

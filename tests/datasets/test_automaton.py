@@ -132,6 +132,8 @@ class AutomatonTest(chex.TestCase):
     self.assertIs(by_a, by_e)
     self.assertIsNot(by_a, by_u)
     self.assertIs(after(automaton, "ax"), automaton.start)
+    self.assertLen(automaton.start.words, 4)
+    self.assertLen(automaton.start.masses, 3)  # "a" and "e" are of one kind
 
   def test_refuses_a_word_that_cannot_come_next(self):
     automaton = Automaton(English(), STORY)
