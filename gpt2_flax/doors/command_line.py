@@ -128,13 +128,18 @@ def guarded(main: Callable[[], int]) -> int:
     code = main()
     sys.stdout.flush()
     return code
-  except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(128 + signal.SIGPIPE)
+  except BrokenPipeError:
+    _nobody_reads()
   except InputError as error:
     _fail(str(error), 2)
   except RunError as error:
     _fail(str(error), 1)
+
+
+def _nobody_reads() -> NoReturn:
+  """The end where the reader has closed the pipe, as `| head` does."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(128 + signal.SIGPIPE)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -147,6 +152,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     positional = _parsed_or_help(argv)
     if "config" in flags.FLAGS:
       config_flag.checked(flags.FLAGS.config)
+  except BrokenPipeError:
+    _nobody_reads()
   except (
     flags.Error,  # an unknown flag, or a value that does not fit
     *(ImportError, OSError),  # of --config=FILE
@@ -164,6 +171,7 @@ def _parsed_or_help(argv: Sequence[str]) -> list[str]:
   except SystemExit:  # after --help, with a code that says it went wrong
     if "config" in flags.FLAGS:
       print(config_flag.describe())
+    sys.stdout.flush()
     sys.exit(0)
 
 

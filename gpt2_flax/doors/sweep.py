@@ -11,8 +11,11 @@ The table and the picture average over the keys that end in seed. The same comma
 goes on where an interrupted sweep stopped.
 """
 
+from collections.abc import Sequence
 import itertools
+import math
 import pathlib
+import re
 from typing import Any
 
 from absl import flags
@@ -20,6 +23,8 @@ from absl import flags
 from gpt2_flax.doors import command_line, config_flag, own_modules
 from gpt2_flax.errors import InputError
 from gpt2_flax.files.atomic import write_text
+
+MOST_MEMBERS = 10_000
 
 config_flag.define_config_flag()
 _IMPORT = command_line.define_import_flag()
@@ -49,6 +54,7 @@ def main() -> int:
   folder = pathlib.Path(_WORKDIR.value or default)
   own_modules.import_own(_IMPORT.value)
   members = _members()
+  command_line.leave_on_signals(on_the_spot=True)  # as train.py
   rows, stopped_by = sweep.run_sweep(members, folder, together=_TOGETHER.value)
   if rows:
     lines = sweep_summary.summarise(rows, ("val/loss", "val/floor", "val/gap"))
@@ -72,25 +78,29 @@ def _members() -> list[Any]:
   for key in keys:
     if keys.count(key) > 1:
       raise InputError(f"--over={key}=... is given twice: must be given once")
+  if not axes:
+    raise InputError("--over is missing: must be given, as in --over=train.seed=0:8")
+  if math.prod(len(values) for _, values in axes) > MOST_MEMBERS:
+    raise InputError(f"--over makes too many runs: must be {MOST_MEMBERS:,} at most")
   members, datasets = [], {}
   for values in itertools.product(*(values for _, values in axes)):
-    texts = dict(zip(keys, values, strict=True))
+    texts = dict(zip(keys, map(str, values), strict=True))
     config, over = config_flag.changed(texts)
     parsed, dataset = experiment.parse(config)
     # one for all that have the same, with what it has worked out
-    alike = repr(parsed.data), parsed.model.context_length
+    alike = repr(parsed.data), parsed.init_from, parsed.model.context_length
     members.append(Member(over, parsed, datasets.setdefault(alike, dataset)))
   return members
 
 
-def _axis(text: str) -> tuple[str, list[str]]:
-  """The key and the values of an --over, as texts."""
+def _axis(text: str) -> tuple[str, Sequence[Any]]:
+  """The key and the values of an --over."""
   key, _, listed = text.partition("=")
-  first, colon, end = listed.partition(":")
   if not key or not listed:
     raise InputError(f"--over={text}: must be KEY=VALUES, as in train.seed=0:8")
-  if not (colon and first.isdecimal() and end.isdecimal()):
+  if not (ends := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", listed)):
     return key, listed.split(",")
-  if int(first) >= int(end):
+  first, end = map(int, ends.groups())
+  if first >= end:
     raise InputError(f"--over={text}: {first} must be below {end}")
-  return key, [str(value) for value in range(int(first), int(end))]
+  return key, range(first, end)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 from absl import logging
@@ -211,10 +212,14 @@ class Checkpoints:
     return None
 
   def drop_after(self, step: int) -> None:
-    """Removes the checkpoints of later steps."""
+    """Removes the checkpoints of later steps; each is there whole or not at all."""
     for later in self._manager.all_steps():
       if later > step:
-        self._manager.delete(later)
+        folder = self._folder / str(later)
+        # a name that orbax clears away, if a kill leaves it
+        dropped = folder.with_name(folder.name + ocp.path.atomicity.TMP_DIR_SUFFIX)
+        shutil.rmtree(folder.rename(dropped))
+    self._manager.reload()
 
   def _set_aside(self, step: int) -> None:
     with processes.all_or_none():

@@ -73,7 +73,7 @@ def train(
     RunError: all checkpoints are damaged, or the disk is full.
   """
   # --- What does not change ------------------------------------------------------
-  config = _with_own(config, model, loss, optimizer)
+  config = with_own(config, model, loss, optimizer)
   mesh = make_mesh(config.mesh, config.train)
   sharding = batch_sharding(mesh)
   network = model(config.model)
@@ -139,14 +139,14 @@ def train(
       run.tend(step, state)
 
     # --- The end -----------------------------------------------------------------
-    return run.finish(step, state, stop.agreed_on)
+    return run.finish(step, state, stop)
 
 
-def _with_own(
+def with_own(
   config: ExperimentConfig,
-  model: Callable[[GPT2Config], GPT2],
-  loss: Loss,
-  optimizer: optax.GradientTransformation | None,
+  model: Callable[[GPT2Config], GPT2] = GPT2,
+  loss: Loss = summed_loss,
+  optimizer: optax.GradientTransformation | None = None,
 ) -> ExperimentConfig:
   """The config, with a note of what the caller gave."""
   own = dict(config.own)

@@ -1,6 +1,6 @@
 """What a person sees while it runs: a bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 import sys
 import time
 
@@ -53,23 +53,26 @@ class SweepProgress:
   """Of many runs: how many are done, and how long the others will take.
 
   Args:
-    members: the cost of each, in any unit, and whether it is done already.
+    costs: of all members, by name, in any unit.
+    done: names of those that have ended before.
     tell: takes the line about each that has ended.
   """
 
   def __init__(
-    self, members: Sequence[tuple[float, bool]], tell: Callable[[str], None]
+    self,
+    costs: Mapping[str, float],
+    done: Collection[str],
+    tell: Callable[[str], None],
   ):
     self._tell = tell
-    self._num_members = len(members)
-    self._num_done = sum(done for _, done in members)
-    self._left = sum(cost for cost, done in members if not done)
+    self._num_members = len(costs)
+    self._left = {name: cost for name, cost in costs.items() if name not in done}
     self._spent, self._began = 0.0, time.perf_counter()
     self._bar = tqdm.tqdm(
       total=self._num_members,
-      initial=self._num_done,
-      unit="member",
+      initial=self._num_members - len(self._left),
       dynamic_ncols=True,
+      miniters=0,  # it tells of the steps of members, too
       disable=not sys.stderr.isatty(),
       bar_format="{n_fmt} of {total_fmt} members |{bar}| {elapsed}{postfix}",
     )
@@ -80,39 +83,38 @@ class SweepProgress:
   def __exit__(self, *_) -> None:
     self._bar.close()
 
-  def of_member(
-    self, cost: float, name: str, num_steps: int, start_step: int
-  ) -> "_MemberProgress":
+  def of_member(self, name: str, num_steps: int, start_step: int) -> "_MemberProgress":
     """What a run reports to instead of a `Progress`."""
-    return _MemberProgress(self, cost / num_steps, name, start_step)
+    of_step = self._left[name] / num_steps
+    self._left[name] -= of_step * start_step
+    return _MemberProgress(self, of_step, name, start_step)
 
-  def spent(self, cost: float, shown: str) -> None:
+  def spent(self, name: str, cost: float, loss: str) -> None:
     """A part of a member's cost has been spent."""
     self._spent += cost
-    self._left -= cost
+    self._left[name] -= cost
     if not self._bar.disable:
-      self._bar.set_postfix_str(f"{self._time_left()}, {shown}", refresh=False)
+      shown = f"{self._time_left()}, {name} {loss}"
+      self._bar.set_postfix_str(shown, refresh=False)
       self._bar.update(0)
 
   def _time_left(self) -> str:
     if not self._spent:
       return "time left unknown"
-    seconds = (time.perf_counter() - self._began) * max(0, self._left) / self._spent
-    return (
-      f"about {seconds:.0f} s left"
-      if seconds < 90
-      else (
-        f"about {seconds / 60:.0f} min left"
-        if seconds < 5400
-        else f"about {seconds / 3600:.1f} h left"
-      )
-    )
+    left = sum(self._left.values()) / self._spent
+    seconds = (time.perf_counter() - self._began) * left
+    for unit, size in (("h", 3600), ("min", 60)):
+      if seconds >= 1.5 * size:
+        return f"about {seconds / size:.1f} {unit} left"
+    return f"about {seconds:.0f} s left"
 
-  def ended(self, told: str) -> None:
+  def ended(self, name: str, told: str) -> None:
     """A member has ended: a line about it, and how far the sweep is."""
-    self._num_done += 1
+    del self._left[name]  # one that diverged has more of it than none
+    num_done = self._num_members - len(self._left)
+    left = f", {self._time_left()}" if self._left else ""
     text = terminal.lines(
-      f"{self._num_done} of {self._num_members} members, {self._time_left()}: {told}"
+      f"{num_done} of {self._num_members} members{left}: {name}  {told}"
     )
     if self._bar.disable:
       self._tell(text)
@@ -125,8 +127,8 @@ class SweepProgress:
 class _MemberProgress(Progress):
   """As `Progress`: its lines are in the member's own files, and not shown."""
 
-  def __init__(self, sweep: SweepProgress, cost: float, name: str, start_step: int):
-    self._sweep, self._cost, self._name, self._step = sweep, cost, name, start_step
+  def __init__(self, sweep: SweepProgress, of_step: float, name: str, step: int):
+    self._sweep, self._of_step, self._name, self._step = sweep, of_step, name, step
 
   def __enter__(self) -> "_MemberProgress":
     return self
@@ -135,7 +137,7 @@ class _MemberProgress(Progress):
     pass
 
   def update(self, step: int, shown: dict[str, str]) -> None:
-    self._sweep.spent(self._cost * (step - self._step), f"{self._name} {shown['loss']}")
+    self._sweep.spent(self._name, self._of_step * (step - self._step), shown["loss"])
     self._step = step
 
   def log(self, step: int, shown: dict[str, str]) -> None:

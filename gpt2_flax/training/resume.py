@@ -52,9 +52,13 @@ def fingerprint(config: ExperimentConfig) -> str:
   return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+def differences(
+  before: ExperimentConfig,
+  now: ExperimentConfig,
+  may_change: Collection[str] = MAY_CHANGE,
+) -> list[str]:
   """The keys in which a run's config differs from the one it was started with."""
-  old, new = _fixed(before, MAY_CHANGE), _fixed(now, MAY_CHANGE)
+  old, new = _fixed(before, may_change), _fixed(now, may_change)
   return [
     f"config.{key} was {old.get(key)!r}, is now {new.get(key)!r}"
     for key in sorted(old.keys() | new.keys())

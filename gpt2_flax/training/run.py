@@ -29,6 +29,7 @@ from gpt2_flax.training.mesh import held_rows
 from gpt2_flax.training.metrics import MetricsWriter, plot_loss, Write
 from gpt2_flax.training.progress import Progress
 from gpt2_flax.training.report import checked_measures, Report
+from gpt2_flax.training.signals import StopSignals
 from gpt2_flax.training.step import TrainState
 from gpt2_flax.training.throughput import Throughput
 from gpt2_flax.training.workdir import locked, open_workdir
@@ -48,11 +49,13 @@ class Result:
     step: the last step taken.
     metrics: the newest value under each name.
     stopped_by: the signal that ended it early, or None.
+    asked_to_stop: the signal that asked it to, perhaps too late, or None.
   """
 
   step: int
   metrics: dict[str, float | str]
   stopped_by: signal.Signals | None
+  asked_to_stop: signal.Signals | None = None
 
   def summary(self, workdir: pathlib.Path) -> str:
     """A few lines for a person."""
@@ -198,10 +201,6 @@ class Run:
     self._keep(step, state)
     if self._is_due(step, self._config.eval.every_steps):
       self._evaluate(step, state.params)
-    self.save_if_due(step, state)
-
-  def save_if_due(self, step: int, state: TrainState) -> None:
-    """Saves, if the config says so after this step."""
     if self._is_due(step, self._config.checkpoint.every_steps):
       self._save(step, state)
 
@@ -233,9 +232,7 @@ class Run:
 
   # ---- Its end -----------------------------------------------------------------------
 
-  def finish(
-    self, step: int, state: TrainState, stopped_by: signal.Signals | None
-  ) -> Result:
+  def finish(self, step: int, state: TrainState, stop: StopSignals) -> Result:
     """Saves what is not saved; at the last step judges samples; draws the losses."""
     if step > (self._bad_steps.last_saved or 0):  # asked to stop between checkpoints
       self._save(step, state)
@@ -253,5 +250,6 @@ class Run:
     return Result(
       step=step,
       metrics={k: v for record in self._writer.records for k, v in record.items()},
-      stopped_by=None if is_last else stopped_by,
+      stopped_by=None if is_last else stop.agreed_on,
+      asked_to_stop=stop.received,
     )

@@ -12,6 +12,7 @@ from gpt2_flax.training.metrics import read_metrics
 from gpt2_flax.training.sweep import Row
 
 MOST_CURVES = 12  # settings whose curves can be told apart in a picture
+MOST_TICKS = 8  # that have room along an axis
 # Told apart by the colour-blind too (Okabe & Ito, 2008, "Color Universal Design")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -32,10 +33,10 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, Any]]
     measure "NAME" (the mean) and "NAME error": the standard error of the mean, None
     with one seed. "diverged", where any did, is how many are left out.
   """
-  lines = []
+  lines, keys = [], [key for row in rows for key in setting(row)]
   for of_one in _by_setting(rows):
     ended = [row for row in of_one if "diverged" not in row]
-    line = {**setting(of_one[0]), "seeds": len(ended)}
+    line = {**dict.fromkeys(keys), **setting(of_one[0]), "seeds": len(ended)}
     for name in names:
       values = [row[name] for row in ended if name in row]
       if not any(name in row for row in rows):
@@ -69,8 +70,8 @@ def as_markdown(lines: Sequence[dict[str, Any]]) -> str:
     value, error = line[name], line.get(f"{name} error")
     if value is None:
       return "-"
-    if not isinstance(value, float) or f"{name} error" not in line:
-      return str(value)
+    if f"{name} error" not in line:
+      return str(value).replace("|", r"\|")
     return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
   cells = [names, *([cell(line, name) for name in names] for line in lines)]
@@ -104,30 +105,65 @@ def plot(rows: Sequence[Row], folder: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _plot_end(axes: Any, rows: Sequence[Row], measured: str) -> None:
-  lines = [line for line in summarise(rows, [measured]) if measured in line]
-  keys = list(setting(rows[0])) if rows else []
-  numeric = [k for k in keys if all(_is_number(line[k]) for line in lines)]
-  along = next((k for k in numeric if len({line[k] for line in lines}) > 1), None)
+  found = [
+    (setting(of_one[0]), [row[measured] for row in of_one if measured in row])
+    for of_one in _by_setting(rows)
+  ]
+  found = [(of_it, values) for of_it, values in found if values]
+  along = _axis([of_it for of_it, _ in found])
   axes.set(xlabel=along or "", title="at the end")
-  curves: dict[str, list[dict[str, Any]]] = {}
-  for line in lines:
-    others = [f"{_leaf(k)} {line[k]}" for k in keys if k != along]
-    curves.setdefault(", ".join(others), []).append(line)
+  curves: dict[str, list[tuple[float, list[float]]]] = {}
+  for number, (of_it, values) in enumerate(found):
+    label = _label(of_it, along) if along else ""
+    x = of_it[along] if along else number
+    curves.setdefault(label, []).append((x, values))
   for number, (label, points) in enumerate(list(curves.items())[:MOST_CURVES]):
-    points.sort(key=lambda line: line[along] if along else 0)
-    x = [line[along] if along else 0 for line in points]
-    y = np.array([line[measured] for line in points])
-    error = np.array([line[f"{measured} error"] or 0.0 for line in points])
-    colour = COLOURS[number % len(COLOURS)]
-    axes.errorbar(x, y, error, color=colour, marker="o", capsize=3, label=label or None)
-    axes.fill_between(x, y - error, y + error, color=colour, alpha=0.2, linewidth=0)
-  values = sorted({line[along] for line in lines}) if along else []
-  if len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= 4:
+    points.sort()
+    xs = [x for x, _ in points]
+    mean = np.array([np.mean(values) for _, values in points])
+    error = np.array([_error(values) or 0.0 for _, values in points])
+    how = dict(zip(("color", "linestyle"), _style(number), strict=True))
+    if along:
+      axes.fill_between(
+        xs, mean - error, mean + error, color=how["color"], alpha=0.2, linewidth=0
+      )
+    else:
+      how["linestyle"] = "none"
+    axes.errorbar(xs, mean, error, **how, marker="o", capsize=3, label=label or None)
+    for x, values in points:
+      axes.plot([x] * len(values), values, ".", color=how["color"], alpha=0.3)
+  ticks = sorted({x for points in curves.values() for x, _ in points})
+  if along and ticks[0] > 0 and ticks[-1] / ticks[0] >= 4:
     axes.set_xscale("log")
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+  if along and len(ticks) <= MOST_TICKS:
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.minorticks_off()
+  elif not along:
+    labels = [_label(of_it) or "all seeds" for of_it, _ in found]
+    axes.set_xticks(range(len(found)), labels, rotation=20 if len(found) > 3 else 0)
+    axes.margins(x=0.3)
   if any(curves):
     axes.legend(frameon=False)
+
+
+def _axis(settings: Sequence[dict[str, Any]]) -> str | None:
+  """The first key that has numbers in all settings, and several."""
+  for key in dict.fromkeys(key for of_it in settings for key in of_it):
+    values = [of_it.get(key) for of_it in settings]
+    if all(map(_is_number, values)) and len(set(values)) > 1:
+      return key
+  return None
+
+
+def _label(of_it: dict[str, Any], but: str | None = None) -> str:
+  """A setting in a few words; what matplotlib would read as a formula stays a text."""
+  pairs = [f"{_leaf(key)} {value}" for key, value in of_it.items() if key != but]
+  return ", ".join(pairs).replace("$", r"\$")
+
+
+def _style(number: int) -> tuple[str, str]:
+  """The colour and the line of a curve."""
+  return COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
 
 
 def _plot_way(
@@ -135,8 +171,7 @@ def _plot_way(
 ) -> None:
   axes.set(xlabel="step", title="on the way")
   lowest, highest = math.inf, 0.0
-  settings = _by_setting(rows)[:MOST_CURVES]
-  for number, of_one in enumerate(settings):
+  for number, of_one in enumerate(_by_setting(rows)[:MOST_CURVES]):
     curves: dict[int, list[float]] = {}
     for row in of_one:
       for record in read_metrics(folder / row["member"] / "metrics.jsonl"):
@@ -147,9 +182,7 @@ def _plot_way(
       continue
     mean = np.array([np.mean(values) for values in whole.values()])
     error = np.array([_error(values) or 0.0 for values in whole.values()])
-    label = ", ".join(f"{_leaf(k)} {v}" for k, v in setting(of_one[0]).items())
-    colour = COLOURS[number % len(COLOURS)]
-    style = "-" if number < len(COLOURS) else "--"
+    label, (colour, style) = _label(setting(of_one[0])), _style(number)
     steps = list(whole)
     axes.plot(steps, mean, style, color=colour, marker=".", label=label or None)
     low, high = np.maximum(mean - error, mean / 10), mean + error  # above 0

@@ -5,7 +5,7 @@ every array: M members, [M, ...]. All is compiled once, and small models keep a 
 device busy. Each member has a folder of its own, as if `loop.train` had made it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -48,6 +48,8 @@ def program(config: ExperimentConfig) -> str | None:
   """Equal for configs whose runs may share a program; None: it needs one of its own."""
   if config.init_from or config.model.scan_layers:
     return None  # members begin with random weights, their layers apart
+  if config.mesh.fsdp > 1 or config.mesh.tensor > 1:
+    return None  # a model that is split over devices; members have one each
   values = config.to_dict()
   for name in NUMBERS:
     del values["optimizer"][name]
@@ -62,6 +64,7 @@ def train_together(
   workdirs: Sequence[str | os.PathLike],
   on_end: Callable[[int, Ended], None],
   progress: Sequence[Callable[..., Progress]],
+  diverged: Collection[int] = (),
 ) -> signal.Signals | None:
   """Trains all members from where their folders stand to the last step.
 
@@ -73,9 +76,11 @@ def train_together(
     configs: of one `program`; config.mesh and config.profile are not used.
     on_end: called with the number of a member, and its result or why it diverged.
     progress: of each member: see `loop.train`.
+    diverged: numbers of members that did so before an interruption. They keep their
+      places in the program, so that it is the same, with the others' bits.
 
   Returns:
-    The signal that ended it early, or None.
+    The signal that asked it to stop, perhaps too late, or None.
 
   Raises:
     InputError: a config does not fit its folder.
@@ -107,9 +112,7 @@ def train_together(
     out_shardings=by_member,
   )
   take = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
-  values = [[getattr(config.optimizer, name) for config in configs] for name in NUMBERS]
-  numbers = dict(zip(NUMBERS, np.array(values, np.float32), strict=True))
-  numbers = jax.device_put(numbers, by_member)
+  numbers = jax.device_put(_numbers(configs), by_member)
   optimizer, _ = rule({})
   abstract = abstract_state(model, optimizer, one_device)
 
@@ -118,78 +121,97 @@ def train_together(
     stop = stack.enter_context(StopSignals())
     sharding = batch_sharding(one_device)
     evaluators = {
-      id(dataset): Evaluator(model, dataset, config, sharding)
-      for dataset, config in zip(datasets, configs, strict=True)
+      id(dataset): Evaluator(model, dataset, first, sharding) for dataset in datasets
     }
-    runs = [
-      stack.enter_context(
+    runs = {
+      i: stack.enter_context(
         Run(
-          config,
-          dataset,
-          workdir,
+          configs[i],
+          datasets[i],
+          workdirs[i],
           model,
-          evaluators[id(dataset)],
+          evaluators[id(datasets[i])],
           sharding,
-          progress=progress_of_one,
+          progress=progress[i],
         )
       )
-      for config, dataset, workdir, progress_of_one in zip(
-        configs, datasets, workdirs, progress, strict=True
-      )
-    ]
+      for i in range(len(configs))
+      if i not in diverged
+    }
     members = _Members(runs, on_end)
     restored = _restore(runs, abstract)
-    states = restored or [
-      init_state(model, optimizer, jax.random.key(config.train.seed), abstract)
-      for config in configs
-    ]
-    about = f"one of {len(runs)} in a program on {len(devices)} device(s)"
+    states = restored or {
+      i: init_state(model, optimizer, jax.random.key(configs[i].train.seed), abstract)
+      for i in runs
+    }
+    about = f"one of {len(configs)} in a program on {len(devices)} device(s)"
     step = 0  # the same of all
-    for run, state in zip(runs, states, strict=True):
-      step = run.begin(state, not restored, about)
-    stacked = stack_all(states)
+    for i, run in runs.items():
+      step = run.begin(states[i], not restored, about)
+    # whose state and batches are at each place: any will do where one has diverged
+    places = [i if i in runs else min(runs) for i in range(len(configs))]
+    stacked = stack_all([states[i] for i in places])
     placed = shardings(abstract)
 
-    def each() -> list[TrainState]:
+    def each() -> dict[int, TrainState]:
       """The members' states, each as a run alone would have it."""
-      one_by_one = [take(stacked, jax.device_put(i)) for i in range(len(runs))]
-      return jax.device_put(one_by_one, [placed] * len(runs))
+      one_by_one = {i: take(stacked, jax.device_put(i)) for i in runs}
+      return jax.device_put(one_by_one, dict.fromkeys(runs, placed))
 
     # --- The loop ----------------------------------------------------------------
     stack.enter_context(jax.transfer_guard("disallow"))
     while step < num_steps and not stop.agreed() and not members.all_diverged:
-      batches, waits = zip(*(run.next_batch() for run in runs), strict=True)
-      batch = jax.tree.map(lambda *rows: np.stack(rows), *batches)
+      batches = {i: run.next_batch() for i, run in runs.items()}
+      rows = [batches[i][0] for i in places]
+      waited = sum(seconds for _, seconds in batches.values())
+      batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
       stacked, metrics = step_all(numbers, stacked, jax.device_put(batch, by_member))
       step += 1
-      members.stepped(step, metrics, sum(waits))
-      if runs[0].has_work(step):
+      members.stepped(step, metrics, waited)
+      if members.have_work(step):
         members.tend(step, each())
 
     # --- The end -----------------------------------------------------------------
-    members.finish(step, each(), stop.agreed_on)
-    return stop.agreed_on if step < num_steps else None
+    members.finish(step, each(), stop)
+    return stop.received
 
 
-def _restore(runs: Sequence[Run], abstract: TrainState) -> list[TrainState] | None:
+def _numbers(configs: Sequence[ExperimentConfig]) -> dict[str, np.ndarray]:
+  """Those that are not the same of all members, [M] each.
+
+  The others stay in the program: 1 - 0.999 has more digits there than in float32.
+  """
+  found = {}
+  for name in NUMBERS:
+    values = [getattr(config.optimizer, name) for config in configs]
+    if len(set(values)) > 1:
+      found[name] = np.array(values, np.float32)
+  return found
+
+
+def _restore(
+  runs: Mapping[int, Run], abstract: TrainState
+) -> dict[int, TrainState] | None:
   """The newest states of one and the same step; None: all begin anew.
 
   A kill between two saves leaves some members a checkpoint ahead, which is dropped.
   """
   while True:
-    states = [run.restore(abstract) for run in runs]
-    steps = [0 if state is None else int(state.step) for state in states]
-    found = [state for state in states if state is not None]
-    if min(steps) == max(steps):
+    states = {i: run.restore(abstract) for i, run in runs.items()}
+    found = {i: state for i, state in states.items() if state is not None}
+    steps = {int(state.step) for state in found.values()}
+    if len(found) < len(runs):
+      steps.add(0)
+    if len(steps) == 1:
       return found or None
-    for run in runs:
+    for run in runs.values():
       run.checkpoints.drop_after(min(steps))
 
 
 class _Members:
   """The runs of one program: what is done for each, and which have diverged."""
 
-  def __init__(self, runs: Sequence[Run], on_end: Callable[[int, Ended], None]):
+  def __init__(self, runs: Mapping[int, Run], on_end: Callable[[int, Ended], None]):
     self._runs, self._on_end = runs, on_end
     self._diverged: set[int] = set()
     self._pending: tuple[int, dict[str, jax.Array], float] | None = None
@@ -198,48 +220,57 @@ class _Members:
   def all_diverged(self) -> bool:
     return len(self._diverged) == len(self._runs)
 
+  def have_work(self, step: int) -> bool:
+    """Whether `tend` has anything to do after this step, the same for all."""
+    return next(iter(self._runs.values())).has_work(step)
+
   def stepped(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
     """Takes a step's metrics, [M] each, on the device; reports the step before."""
     before, self._pending = self._pending, (step, metrics, waited)
     self._report(before)
 
-  def tend(self, step: int, states: Sequence[TrainState]) -> None:
-    """`Run.tend` of each; one that has diverged is only saved, to be at this step."""
-    self._flush()
-    for i, (run, state) in enumerate(zip(self._runs, states, strict=True)):
+  def tend(self, step: int, states: Mapping[int, TrainState]) -> None:
+    """`Run.tend` of each that has not diverged."""
+    self._catch_up()
+    for i, run in self._runs.items():
       with self._ending(i):
         if i not in self._diverged:
-          run.tend(step, state)
-      if i in self._diverged:
-        run.save_if_due(step, state)
+          run.tend(step, states[i])
 
   def finish(
-    self, step: int, states: Sequence[TrainState], stopped_by: signal.Signals | None
+    self, step: int, states: Mapping[int, TrainState], stop: StopSignals
   ) -> None:
     """`Run.finish` of each that has not diverged."""
-    self._flush()
-    for i, (run, state) in enumerate(zip(self._runs, states, strict=True)):
+    self._catch_up()
+    for i, run in self._runs.items():
       with self._ending(i):
         if i not in self._diverged:
-          self._on_end(i, run.finish(step, state, stopped_by))
+          self._on_end(i, run.finish(step, states[i], stop))
 
-  def _flush(self) -> None:
+  def _catch_up(self) -> None:
+    """Reports all steps, and waits until all that was saved is on disk.
+
+    So no member is ever more than one checkpoint ahead of another, which still has the
+    one before; and none is said to be done before all others have its last step.
+    """
     before, self._pending = self._pending, None
     self._report(before)
+    for run in self._runs.values():
+      run.checkpoints.wait()
 
   def _report(self, pending: tuple[int, dict[str, jax.Array], float] | None) -> None:
     if pending is None:
       return
     step, metrics, waited = pending
     on_host = jax.device_get(metrics)
-    for i, run in enumerate(self._runs):
+    for i, run in self._runs.items():
       with self._ending(i):
         if i not in self._diverged:
           of_one = {name: values[i] for name, values in on_host.items()}
           run.stepped(step, of_one, waited)
 
   @contextlib.contextmanager
-  def _ending(self, i: int) -> Any:
+  def _ending(self, i: int) -> Iterator[None]:
     try:
       yield
     except DivergedError as error:
