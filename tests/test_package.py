@@ -172,7 +172,7 @@ class CommandTest(chex.TestCase):
     self.assertEqual(bad.stderr, f"error: --config={config}: {message}\n")
 
   @parameterized.parameters(
-    ([], "error: name a door: train, sample, evaluate, explain, export; --help"),
+    ([], "error: name a door: train, sweep, sample, evaluate, explain, export; --h"),
     (["trian", "--workdir=x"], "error: unknown door 'trian': did you mean 'train'?"),
     (["sample", "--workdr=x"], "error: unknown flag '--workdr': did you mean"),
     (["sample", "--config=x"], "error: unknown flag '--config': "),

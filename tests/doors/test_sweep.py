@@ -107,8 +107,6 @@ class InterruptedTest(SweepTest):
       name = f"seed={number % 3},learning_rate=0.01"
       self.stop(signal.SIGKILL, name, moment, *flags, "--together=6")
       self.assertTrue((self.folder / AT_WORK).exists())
-    stopped = self.stop(signal.SIGTERM, name, saving(100), *flags, "--together=6")
-    self.assertIn(stopped.returncode, (143, 0))
     self.go(*flags, "--together=6")
     self.assertEqual(rows(self.folder), rows(expected))
     for name, row in rows(expected).items():
