@@ -13,6 +13,7 @@ from gpt2_flax.training.sweep import Row
 
 MOST_CURVES = 12  # settings whose curves can be told apart in a picture
 MOST_TICKS = 8  # that have room along an axis
+MOST_INSIDE = 4  # lines of a legend that have room among the curves
 # Told apart by the colour-blind too (Okabe & Ito, 2008, "Color Universal Design")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -142,8 +143,7 @@ def _plot_end(axes: Any, rows: Sequence[Row], measured: str) -> None:
     labels = [_label(of_it) or "all seeds" for of_it, _ in found]
     axes.set_xticks(range(len(found)), labels, rotation=20 if len(found) > 3 else 0)
     axes.margins(x=0.3)
-  if any(curves):
-    axes.legend(frameon=False)
+  _add_legend(axes)
 
 
 def _axis(settings: Sequence[dict[str, Any]]) -> str | None:
@@ -190,7 +190,16 @@ def _plot_way(
     lowest, highest = min(lowest, low.min()), max(highest, high.max())
   if highest > 4 * lowest:
     axes.set_yscale("log")
-  if axes.get_legend_handles_labels()[1]:
+  _add_legend(axes)
+
+
+def _add_legend(axes: Any) -> None:
+  labels = axes.get_legend_handles_labels()[1]
+  if len(labels) > MOST_INSIDE:
+    axes.legend(
+      frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1)
+    )
+  elif labels:
     axes.legend(frameon=False, fontsize="small")
 
 

@@ -90,9 +90,9 @@ def train_together(
   assert {program(config) for config in configs} == {program(first)} != {None}
   model, num_steps = GPT2(first.model.plain), first.train.num_steps
   devices = jax.devices()[: math.gcd(len(configs), jax.device_count())]
-  by_member = NamedSharding(
-    Mesh(np.array(devices), "members"), PartitionSpec("members")
-  )
+  mesh = Mesh(np.array(devices), "members")
+  by_member = NamedSharding(mesh, PartitionSpec("members"))
+  on_all = NamedSharding(mesh, PartitionSpec())
   one_device = one_device_mesh()
 
   def rule(numbers: dict[str, Any]) -> tuple[Any, Any]:
@@ -108,8 +108,7 @@ def train_together(
     jax.vmap(train_step), donate_argnums=1, out_shardings=(by_member, None)
   )
   stack_all = jax.jit(
-    lambda states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
-    out_shardings=by_member,
+    lambda states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
   )
   take = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
   numbers = jax.device_put(_numbers(configs), by_member)
@@ -150,12 +149,12 @@ def train_together(
       step = run.begin(states[i], not restored, about)
     # whose state and batches are at each place: any will do where one has diverged
     places = [i if i in runs else min(runs) for i in range(len(configs))]
-    stacked = stack_all([states[i] for i in places])
+    stacked = jax.device_put(stack_all([states[i] for i in places]), by_member)
     placed = shardings(abstract)
 
     def each() -> dict[int, TrainState]:
       """The members' states, each as a run alone would have it."""
-      one_by_one = {i: take(stacked, jax.device_put(i)) for i in runs}
+      one_by_one = {i: take(stacked, jax.device_put(i, on_all)) for i in runs}
       return jax.device_put(one_by_one, dict.fromkeys(runs, placed))
 
     # --- The loop ----------------------------------------------------------------

@@ -26,7 +26,7 @@ import pytest
 from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
 from gpt2_flax.layers.layer_stacking import stack_layers
-from gpt2_flax.training import loop, loss
+from gpt2_flax.training import loop, loss, progress, together
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import CheckpointConfig, MeshConfig
 from gpt2_flax.training.evaluation import Evaluator
@@ -291,6 +291,28 @@ class EvaluationTest(chex.TestCase):
     loss = expected.losses(on_one)["val/loss"]
     assert_close(losses["val/loss"], loss, dtype=np.float32)
     np.testing.assert_array_equal(samples, expected.samples(on_one, 3, seed=5))
+
+
+class TogetherTest(chex.TestCase):
+  def test_members_are_shared_out_and_each_is_as_on_one_device(self):
+    values, members = make_config(), []
+    values.optimizer.name = "adamw"
+    values.eval.sample_tokens = 0
+    for values.train.seed in (1, 0):
+      members.append(parse(values))
+    configs, datasets = zip(*members, strict=True)
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    folders, said = [folder / "1", folder / "0"], []
+
+    class Said(progress.Progress):
+      def line(self, text):
+        said.append(text)
+
+    together.train_together(configs, datasets, folders, lambda *_: None, [Said, Said])
+    self.assertIn(", one of 2 in a program on 2 device(s); starts at step 0", said[0])
+    lines = (folder / "0" / "metrics.jsonl").read_text().splitlines()
+    losses = [loss for r in map(json.loads, lines) if (loss := r.get("train/loss"))]
+    assert_close(np.array(losses), run(ONE).losses, 3 * ROUNDINGS, dtype=np.float32)
 
 
 class WholeRunTest(chex.TestCase):

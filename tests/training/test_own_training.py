@@ -40,6 +40,18 @@ def another_loss(model, params, batch, rngs):
   return 2 * total, count
 
 
+class Doubled(GPT2):
+  """Of twice the features inside its feed-forwards."""
+
+  @classmethod
+  def of(cls, config):
+    return cls(dataclasses.replace(config, mlp_dim=2 * 4 * config.embed_dim))
+
+
+def doubled(config):
+  return Doubled.of(config)
+
+
 class Recorder:
   """A writer that keeps what it is given."""
 
@@ -124,6 +136,33 @@ class OwnTrainingTest(chex.TestCase):
         self.train("run", num_steps=4, loss=other)
     with self.assertRaisesRegex(InputError, "own.optimizer was None, is now 'opt"):
       self.train("run", num_steps=4, loss=with_penalty, optimizer=optax.sgd(0.1))
+
+  def test_a_model_of_ones_own_is_what_is_trained_and_opened(self):
+    seen = []
+    self.train(
+      "whole", model=doubled, on_eval=lambda _, model, __: seen.append(model) or {}
+    )
+    self.assertEqual([type(model) for model in seen], [Doubled, Doubled])
+    self.train("parts", num_steps=3, model=doubled)
+    self.train("parts", model=doubled)
+    folders = [self.folder / name for name in ("whole", "parts")]
+    (model, params, _), (_, again, _) = (load(f, model=doubled) for f in folders)
+    self.assertIsInstance(model, Doubled)
+    expand = params["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
+    self.assertEqual(expand.shape, (8, 64))
+    chex.assert_trees_all_equal(params, again)
+    own = json.loads((folders[0] / "config.json").read_text())["own"]
+    self.assertRegex(own["model"], r"test_own_training(\.py)?:doubled$")
+    with self.assertRaisesRegex(
+      InputError, r"whole holds a model that .*:doubled made: .*load\(..., model=...\)"
+    ):
+      load(folders[0])
+    with self.assertRaisesRegex(
+      InputError, "config.own.model was 'doubled', is now None"
+    ):
+      self.train("whole", num_steps=7)
+    with self.assertRaisesRegex(InputError, "is of another model"):
+      load(folders[0], model=Doubled)
 
   def test_the_loss_is_what_is_descended(self):
     plain = self.train("plain", num_steps=2)

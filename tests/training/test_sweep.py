@@ -11,6 +11,7 @@ from absl.testing import parameterized
 import chex
 import jax
 import numpy as np
+import pytest
 
 from gpt2_flax import GPT2, load
 from gpt2_flax.errors import InputError, RunError
@@ -38,7 +39,8 @@ THIRD = member(
   optimizer__max_grad_norm=0.05,
 )
 DIVERGING = member(optimizer__learning_rate=1e38)
-GOOD, FOUR = (ONE, OTHER, THIRD), (ONE, DIVERGING, OTHER, THIRD)
+GOOD, THREE = (ONE, OTHER, THIRD), (OTHER, DIVERGING, THIRD)
+FOUR = (OTHER, DIVERGING, THIRD, ONE)
 
 
 def go(members, folder, together=4, **own):
@@ -66,7 +68,7 @@ class SweepTest(chex.TestCase):
     cls.turn, cls.together = cls.shared / "turn", cls.shared / "together"
     cls.told = []
     cls.found, cls.stopped_by = run_sweep(
-      FOUR, cls.turn, together=1, tell=cls.told.append
+      THREE, cls.turn, together=1, tell=cls.told.append
     )
     go(FOUR, cls.together)
 
@@ -87,7 +89,7 @@ class SweepTest(chex.TestCase):
     alone = loop.train(OTHER.config, OTHER.dataset, self.folder)
     self.assertEqual(digest(self.turn / OTHER.name), digest(self.folder))
     self.assertEqual(metrics(self.turn / OTHER.name), metrics(self.folder))
-    row = self.found[2]
+    row = self.found[0]
     self.assertEqual(row["member"], "seed=1,learning_rate=0.003")
     over = {"train.seed": 1, "optimizer.learning_rate": 0.003}
     self.assertEqual((row["over"], row["step"]), (over, NUM_STEPS))
@@ -98,7 +100,7 @@ class SweepTest(chex.TestCase):
     self.assertEqual(row["num_params"], sum(x.size for x in jax.tree.leaves(params)))
 
   def test_together_they_are_the_runs_alone_up_to_rounding(self):
-    for each in GOOD:
+    for each in (OTHER, THIRD):
       found, alone = (metrics(f / each.name) for f in (self.together, self.turn))
       self.assertEqual([r["step"] for r in found], [r["step"] for r in alone])
       for name in ("train/loss", "train/learning_rate", "val/loss", "val/gap"):
@@ -116,32 +118,33 @@ class SweepTest(chex.TestCase):
       self.assertEqual(checkpoint_steps(self.together / each.name), steps)
       self.assertTrue((self.together / each.name / "loss.png").exists())
 
+  @pytest.mark.slow  # a step under vmap knows of no other
   def test_what_one_does_is_nothing_to_the_others(self):
-    go((ONE, ONE_MORE, OTHER, THIRD), self.folder)  # in the place of the diverging one
+    go((OTHER, ONE_MORE, THIRD, ONE), self.folder)  # in the place of the diverging one
     self.assert_same_bits(self.folder, self.together)
 
   def test_one_that_diverges_is_marked_and_not_run_again(self):
     self.assertIsNone(self.stopped_by)
-    self.assertEqual(list(rows(self.turn)), [each.name for each in FOUR])
-    first = [DIVERGING.name, *(each.name for each in GOOD)]
+    self.assertEqual(list(rows(self.turn)), [each.name for each in THREE])
+    first = [DIVERGING.name, OTHER.name, THIRD.name, ONE.name]
     self.assertEqual(list(rows(self.together)), first)
-    for folder, together in ((self.turn, 1), (self.together, 4)):
+    for folder, members in ((self.turn, THREE), (self.together, FOUR)):
       row = rows(folder)[DIVERGING.name]
       self.assertRegex(row["diverged"], "^the loss is nan .* at step 3: stopped before")
       self.assertNotIn("val/loss", row)
       self.assertEqual(checkpoint_steps(folder / DIVERGING.name), [])
       before = files(folder)
-      again, _ = go(FOUR, folder, together)
-      self.assertEqual([row["member"] for row in again], [each.name for each in FOUR])
+      again, _ = go(members, folder)
+      names = [each.name for each in members]
+      self.assertEqual([row["member"] for row in again], names)
       self.assertEqual(files(folder), before)
 
   def test_a_person_is_told_of_each(self):
-    self.assertLen(self.told, 4)
-    self.assertRegex(
-      self.told[0], r"^1 of 4 members, about .* left: seed=0  val/loss \d.*  val/gap \d"
-    )
-    self.assertRegex(self.told[1], r"^2 of 4 .*: learning_rate=1e\+38  diverged: the l")
-    self.assertRegex(self.told[3], "^4 of 4 members: seed=5,learning_rate=0.02,weight_")
+    self.assertLen(self.told, 3)
+    about = r"^1 of 3 members, about .* left: seed=1,learning_rate=0.003  val/loss \d.*"
+    self.assertRegex(self.told[0], about + r"  val/gap \d")
+    self.assertRegex(self.told[1], r"^2 of 3 .*: learning_rate=1e\+38  diverged: the l")
+    self.assertRegex(self.told[2], "^3 of 3 members: seed=5,learning_rate=0.02,weight_")
 
   # ---- Going on ----------------------------------------------------------------------
 
@@ -161,25 +164,26 @@ class SweepTest(chex.TestCase):
 
     interrupted(Checkpoints, "save", 2)  # the first alone has its first checkpoint
     self.assertEqual(list(rows(self.folder)), [DIVERGING.name])
-    self.assertEqual(checkpoint_steps(self.folder / ONE.name), [SAVE_EVERY])
+    self.assertEqual(checkpoint_steps(self.folder / OTHER.name), [SAVE_EVERY])
     interrupted(Checkpoints, "save", 6)  # the last is one checkpoint behind
-    self.assertEqual(checkpoint_steps(self.folder / THIRD.name), [SAVE_EVERY])
-    self.assertEqual(checkpoint_steps(self.folder / OTHER.name)[-1], 2 * SAVE_EVERY)
+    self.assertEqual(checkpoint_steps(self.folder / ONE.name), [SAVE_EVERY])
+    self.assertEqual(checkpoint_steps(self.folder / THIRD.name)[-1], 2 * SAVE_EVERY)
     interrupted(run, "plot_loss", 2)  # the first has ended
-    self.assertEqual(list(rows(self.folder)), [DIVERGING.name, ONE.name])
+    self.assertEqual(list(rows(self.folder)), [DIVERGING.name, OTHER.name])
     for each in GOOD:  # and nobody is behind
       self.assertEqual(checkpoint_steps(self.folder / each.name)[-1], NUM_STEPS)
-    before = [files(self.folder / each.name) for each in (ONE, DIVERGING)]
+    before = [files(self.folder / each.name) for each in (OTHER, DIVERGING)]
     go(FOUR, self.folder)
-    after = [files(self.folder / each.name) for each in (ONE, DIVERGING)]
+    after = [files(self.folder / each.name) for each in (OTHER, DIVERGING)]
     self.assertEqual(before, after)
-    self.assert_same_bits(self.folder, self.together, FOUR[2:] + FOUR[:1])
+    self.assert_same_bits(self.folder, self.together)
     self.assertEqual(
       rows(self.folder)[DIVERGING.name], rows(self.together)[DIVERGING.name]
     )
     names = [path.name for path in self.folder.glob("*/checkpoints/*")]
     self.assertEqual({name.isdecimal() for name in names}, {True})
 
+  @pytest.mark.slow  # PlannedTest has all of it but the training
   def test_it_grows_and_what_is_there_stays(self):
     folder = self.folder / "grown"
     shutil.copytree(self.together, folder)
@@ -206,7 +210,7 @@ class SweepTest(chex.TestCase):
   def test_a_signal_that_comes_at_the_end_of_a_member_stops_the_sweep(self):
     def on_eval(which, step, model, params):
       del params
-      self.assertIs(which, ONE)
+      self.assertEqual(which.name, ONE.name)
       self.assertIsInstance(model, GPT2)
       if step == NUM_STEPS:
         signal.raise_signal(signal.SIGTERM)
@@ -228,12 +232,12 @@ class SweepTest(chex.TestCase):
   )
   def test_rows_of_another_config(self, changes, message):
     before = files(self.turn)
-    changed = member(train__seed=0, **changes)
-    other = Member({"train.seed": 0}, changed.config, changed.dataset)
+    changed = member(train__seed=1, optimizer__learning_rate=0.003, **changes)
+    other = Member(OTHER.over, changed.config, changed.dataset)
     with self.assertRaisesRegex(
       InputError, f"turn holds a sweep with another config, .* {message}$"
     ):
-      go((ONE_MORE, other), self.turn, 1)
+      go((ONE, other), self.turn, 1)
     self.assertEqual(files(self.turn), before)
 
   def test_another_sweep_at_work(self):
