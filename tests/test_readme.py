@@ -24,7 +24,9 @@ README = ROOT / "README.md"
 PAGES = {path.name: path for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # each by a test of its own
-LOOKED_AT = {"README.md", "configs.md", "interpret.md", "pretrained.md", "runs.md"}
+LOOKED_AT = {
+  *("README.md", "configs.md", "interpret.md", "pretrained.md", "runs.md", "sweeps.md")
+}
 MOST_WORDS = 900  # of the README, code and tables included
 
 
@@ -109,6 +111,13 @@ class ExamplesTest(chex.TestCase):
   def test_runs(self):
     _, printed = self.read("runs.md")
     self.assertStartsWith(printed, "the cats that the dog sees ")
+
+  def test_sweeps(self):
+    made, printed = self.read("sweeps.md")
+    self.assertIsNone(made["stopped_by"])
+    table = printed.splitlines()[-4:]
+    self.assertRegex(table[0], r"\| seeds \| val/loss +\| val/gap +\|")
+    self.assertRegex(table[2], r"\| 2     \| \d\.\d{4} ± \d\.\d{4} \|")
 
 
 class PagesTest(chex.TestCase):
