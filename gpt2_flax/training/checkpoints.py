@@ -218,7 +218,7 @@ class Checkpoints:
         folder = self._folder / str(later)
         # a name that orbax clears away, if a kill leaves it
         dropped = folder.with_name(folder.name + ocp.path.atomicity.TMP_DIR_SUFFIX)
-        shutil.rmtree(folder.rename(dropped))
+        shutil.rmtree(folder.rename(dropped), ignore_errors=True)
     self._manager.reload()
 
   def _set_aside(self, step: int) -> None:

@@ -164,7 +164,7 @@ def _groups(
   """
   of_program: dict[Any, list[list[Member]]] = {}
   for member in members:
-    at_work = together > 1 and member.name in table.at_work
+    at_work = member.name in table.at_work
     row = table.rows.get(member.name)
     if row and not (at_work and "diverged" in row):
       continue

@@ -83,6 +83,26 @@ class CheckpointsTest(chex.TestCase):
       saver.wait()
     self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["2", "3"])
 
+  def test_later_ones_are_dropped_whole_and_come_again(self):
+    with Checkpoints(self.folder, KEEP_ALL) as saver:
+      for step in (1, 2, 3, 4):
+        saver.save(state_at(step), {}, {})
+      saver.wait()
+      killed = mock.patch.object(shutil, "rmtree", side_effect=KeyboardInterrupt)
+      with killed, self.assertRaises(KeyboardInterrupt):
+        saver.drop_after(2)
+    whole = sorted(saved_steps(self.folder))
+    self.assertIn(whole, ([1, 2, 3], [1, 2, 4]))
+    for step in whole:
+      self.assertTrue((self.folder / str(step) / MANIFEST).exists())
+    with Checkpoints(self.folder, KEEP_ALL) as saver:
+      saver.drop_after(2)
+      self.assertEqual(saver.latest_step(), 2)
+      self.assertEqual(list(saved_steps(self.folder)), [1, 2])
+      saver.save(state_at(3), {}, {})
+    names = sorted(path.name for path in self.folder.iterdir())
+    self.assertEqual(names, ["1", "2", "3"])
+
   def test_the_manifest_is_what_sha256sum_says(self):
     self.save(1)
     folder = self.folder / "1"

@@ -325,8 +325,9 @@ class PlannedTest(chex.TestCase):
 
   def test_one_begun_goes_on_alone_and_no_other_waits_for_it(self):
     self.begin(self.SEEDS[1])
-    expected = [["seed=0", "seed=2"], "seed=1"]
-    self.assertEqual(self.plan(self.SEEDS[:3]), expected)
+    self.begin(self.SEEDS[3])
+    expected = [["seed=0", "seed=2", "seed=4"], "seed=1", "seed=3"]
+    self.assertEqual(self.plan(self.SEEDS), expected)
 
   def test_an_interrupted_program_goes_on_with_the_same_members(self):
     bad = DivergedError("nan")

@@ -125,13 +125,13 @@ class PlotTest(chex.TestCase):
 
   def test_a_curve_for_each_value_of_the_other_keys(self):
     rows = [
-      {"member": f"{n},{r}", "over": {"name": n, RATE: r}, "val/loss": r}
+      {"member": f"{n},{r}", "over": {"size": 4, "name": n, RATE: r}, "val/loss": r}
       for n in ("lion", "muon")
       for r in (0.4, 0.1, 0.2)
     ]
     end, _ = self.draw(rows, records=False)
     labels = [text.get_text() for text in end.get_legend().get_texts()]
-    self.assertEqual(labels, ["name lion", "name muon"])
+    self.assertEqual(labels, ["size 4, name lion", "size 4, name muon"])
     found = end.containers[1].lines[0].get_xdata()
     np.testing.assert_array_equal(found, [0.1, 0.2, 0.4])
     self.assertEqual(end.get_xscale(), "log")  # 4 times as large
