@@ -1,7 +1,7 @@
 """One dial: depth alone sets the model's shape, and how long and how fast it learns.
 
     python train.py --config=configs/depth.py:4                    on the toy language
-    python train.py --config=configs/depth.py:4:shakespeare_char   on another config's data
+    python train.py --config=configs/depth.py:4:shakespeare_char   on its data
     python sweep.py --config=configs/depth.py --over=config=1,2,3
 
 The rule, with N = 12 * num_layers * embed_dim**2, the parameters of the blocks:
