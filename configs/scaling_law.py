@@ -10,7 +10,7 @@ Its argument is the depth, which sets the shape as configs/depth.py says: 3,072 
 
 from ml_collections import ConfigDict
 
-from configs import babel, depth
+from configs import depth
 
 
 def get_config(argument: str = "1") -> ConfigDict:

@@ -39,7 +39,7 @@ class Law:
   def best_size(self, product: np.ndarray) -> np.ndarray:
     """The N for which the loss is least where N * D is given: equation 4."""
     ratio = (self.a * self.A) / (self.b * self.B)
-    return ratio ** (1 / (self.a + self.b)) * product ** self.size_exponent
+    return ratio ** (1 / (self.a + self.b)) * product**self.size_exponent
 
   @property
   def size_exponent(self) -> float:

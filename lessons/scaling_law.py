@@ -1,0 +1,395 @@
+# %% [markdown]
+# # Scaling laws: what if the floor were known?
+#
+# How much better does a model get if it is twice as large, or learns from twice as much
+# text? The answer that large language models are planned by is a power law. A model of
+# N parameters that has learned from D tokens has the loss
+#
+#     L(N, D) = E + A / N^a + B / D^b
+#
+# (Hoffmann et al., 2022, section 3.3). Twice the size divides its part of the loss by
+# 2^a, always, wherever one begins. E is what is left of the loss for a model of any
+# size and any amount of text: the entropy of the text itself.
+#
+# On text that people wrote, nobody knows E. So it is one more number to be fitted, and
+# whatever else one concludes leans on it: near E the loss hardly falls any more, and if
+# E is put too high, size seems to buy less than it does. Nobody can check it.
+#
+# Here we can. The language is made up, and its E is computed exactly: it is the floor.
+# So we fit twice, to the same runs. Once as one must on text: the loss, with E to be
+# found. And once to the gap, the loss less the floor, where there is no E to find. Then
+# we train a model four times larger than all of them, and see which fit has foretold
+# it.
+#
+# The language is `babel`: 992 words, eight classes of them that must agree, ten topics
+# that last, clauses four deep. Each word has its own frequency, by Zipf's law.
+#
+# **What do you expect?** Is the gap a power law, from a model of 3,000 parameters to
+# one of a million? And how far off will the fitted E be?
+
+# %%
+"""What size and data buy: power laws fitted with the floor known, and without it."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import pathlib
+import tempfile
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from configs import scaling_law as study
+from gpt2_flax.datasets import Dataset
+from gpt2_flax.training.config import ExperimentConfig
+from gpt2_flax.training.experiment import parse
+from gpt2_flax.training.flops import flops_per_token
+from gpt2_flax.training.metrics import read_metrics
+from gpt2_flax.training.sweep import Member, ROWS, run_sweep
+from lessons.power_laws import bootstrap, fit, interval, Law
+from lessons.report import COLOURS, Finding, new_figure, Report, show
+
+CLAIM = (
+  "The gap to the floor is a power law in size and data; on text, E is well fitted"
+)
+SECONDS = 120
+STUDY = pathlib.Path(__file__).parent / "studies" / "scaling_law" / ROWS
+LARGER = 11  # the depth of the model that the laws must foretell: four times the size
+CHINCHILLA = 20  # tokens for each parameter (Hoffmann et al., 2022, section 3.4)
+
+# %% [markdown]
+# ## The study
+#
+# Seven sizes, four amounts of text, three seeds: 84 runs, by one command. It takes
+# hours on two cores. It is a sweep, so it may be stopped, and goes on.
+#
+#     python sweep.py --config=configs/scaling_law.py --over=config=1,2,3,4,5,6,7 \
+#       --over=train.num_steps=64,256,1024,4096 --over=train.seed=0:3 \
+#       --workdir=lessons/studies/scaling_law
+#
+# And the larger model, of depth 11:
+#
+#     python sweep.py --config=configs/scaling_law.py --over=config=11 \
+#       --over=train.num_steps=4096 --over=train.seed=0:1 \
+#       --workdir=lessons/studies/scaling_law
+#
+# No text comes twice. N counts the parameters of the blocks, without the embeddings.
+
+# %%
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """Runs of the study, [R] each.
+
+  Attributes:
+    depth: of each model.
+    sizes: N, the parameters of the blocks.
+    tokens: D, what it has learned from.
+    flops: what that took.
+    losses, gaps: after the last step, in nats a token.
+  """
+
+  depth: np.ndarray
+  sizes: np.ndarray
+  tokens: np.ndarray
+  flops: np.ndarray
+  losses: np.ndarray
+  gaps: np.ndarray
+
+  def where(self, chosen: np.ndarray) -> "Runs":
+    """Some of them."""
+    return Runs(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
+
+
+@functools.cache
+def experiment(depth: int) -> tuple[ExperimentConfig, Dataset]:
+  """That of a depth; the amount of data and the seed are to be set."""
+  return parse(study.get_config(str(depth)))
+
+
+def read_runs(path: pathlib.Path = STUDY) -> Runs:
+  """The stored rows of the study."""
+  found = []
+  for row in read_metrics(path):
+    depth, num_steps = row["over"]["config"], row["over"]["train.num_steps"]
+    config, _ = experiment(depth)
+    model = config.model
+    tokens = num_steps * config.train.batch_size * model.context_length
+    size = 12 * model.num_layers * model.embed_dim**2
+    flops = tokens * flops_per_token(model)
+    found.append((depth, size, tokens, flops, row["val/loss"], row["val/gap"]))
+  return Runs(*np.array(found, np.float64).T)
+
+
+# %% [markdown]
+# The rows are stored, for the study takes hours. As a check that they can be made
+# again, the smallest run is.
+
+# %%
+
+
+def again() -> tuple[float, float]:
+  """The loss of the smallest run of the study: as it is stored, and run again."""
+  rows = [row for row in read_metrics(STUDY) if "val/loss" in row]
+  stored = min(rows, key=lambda row: (row["step"] * row["num_params"], row["member"]))
+  depth, num_steps, seed = stored["over"].values()
+  config, dataset = experiment(depth)
+  changed = dataclasses.replace(config.train, num_steps=num_steps, seed=seed)
+  smallest = Member(stored["over"], dataclasses.replace(config, train=changed), dataset)
+  with tempfile.TemporaryDirectory() as folder:
+    [row], _ = run_sweep([smallest], folder, tell=lambda line: None)
+  return stored["val/loss"], row["val/loss"]
+
+
+# %% [markdown]
+# ## Two fits
+#
+# A fit makes the logarithm of the law come near to that of the losses; a run that went
+# astray counts less (`lessons/power_laws.py`). How sure is it? We draw as many runs as
+# there are, some twice and some not at all, and fit again, 300 times: the bootstrap.
+# The interval is where 95 % of these fits lie.
+#
+# Two more questions tell whether it is a power law at all. Is the law off by more than
+# runs from different seeds differ? And does the gap fall by the same power from each
+# size to the next?
+
+# %%
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A law, and the laws of samples of the runs, to tell how sure it is."""
+
+  law: Law
+  samples: Sequence[Law]
+
+  @classmethod
+  def to(cls, runs: Runs, losses: np.ndarray, floor_known: bool, num: int) -> "Fit":
+    """See `power_laws.fit` and `bootstrap`."""
+    of = runs.sizes, runs.tokens, losses, floor_known
+    return cls(fit(*of), bootstrap(*of, num))
+
+  def of(self, value: Callable[[Law], float]) -> tuple[float, float, float]:
+    """A number of the law, and the ends of its interval."""
+    return value(self.law), *interval([value(law) for law in self.samples])
+
+
+def told(found: tuple[float, float, float], digits: int = 3) -> str:
+  """A number and its interval, as text."""
+  value, low, high = (f"{x:.{digits}f}" for x in found)
+  return f"{value} [{low}, {high}]"
+
+
+def scatter(runs: Runs, law: Law) -> tuple[float, float]:
+  """How far a gap is from the law, and from the mean of its seeds: shares of it.
+
+  Both are roots of mean squares of the logarithm.
+  """
+  logs = np.log(runs.gaps)
+  off = logs - np.log(law(runs.sizes, runs.tokens))
+  cells = np.unique(np.stack([runs.depth, runs.tokens]), axis=1).T
+  among_seeds, freedom = 0.0, 0
+  for depth, tokens in cells:
+    of_cell = logs[(runs.depth == depth) & (runs.tokens == tokens)]
+    among_seeds += ((of_cell - of_cell.mean()) ** 2).sum()
+    freedom += len(of_cell) - 1
+  return float(np.sqrt(np.mean(off**2))), float(np.sqrt(among_seeds / max(1, freedom)))
+
+
+def local_exponents(runs: Runs, by: str) -> list[float]:
+  """How fast the gap falls from each size (or amount of data) to the next.
+
+  The other is at its largest, where it holds the gap up least. A power law has one
+  exponent.
+
+  Args:
+    by: "sizes" or "tokens".
+  """
+  other = runs.tokens if by == "sizes" else runs.sizes
+  most = runs.where(other == other.max())
+  values = np.unique(getattr(most, by))
+  logs = [np.log(most.gaps[getattr(most, by) == value]).mean() for value in values]
+  return (-np.diff(logs) / np.diff(np.log(values))).tolist()
+
+
+# %%
+
+
+def run(reduced: bool = False) -> Report:
+  """Reduced: fewer samples of the runs."""
+  num = 20 if reduced else 300
+  everything = read_runs()
+  runs = everything.where(everything.depth < LARGER)
+  larger = everything.where(everything.depth == LARGER)
+  floor = float((runs.losses - runs.gaps).mean())
+  known = Fit.to(runs, runs.gaps, True, num)
+  text = Fit.to(runs, runs.losses, False, num)
+  stored, repeated = again()
+
+  exponents = [
+    {
+      "fitted to": name,
+      "a, of size": told(fitted.of(lambda law: law.a)),
+      "b, of data": told(fitted.of(lambda law: law.b)),
+      "E": told(fitted.of(lambda law: law.E), 4) if law_has_floor else f"{floor:.4f}",
+      "N grows as C to the": told(fitted.of(lambda law: law.size_exponent)),
+    }
+    for name, fitted, law_has_floor in (
+      ("the gap, E known", known, False),
+      ("the loss, E fitted", text, True),
+    )
+  ]
+  foretold = []
+  for tokens in np.unique(larger.tokens):
+    of_one = larger.where(larger.tokens == tokens)
+    size = of_one.sizes[:1]
+    here = np.array([tokens])
+    by_gap = known.of(lambda law, s=size, d=here: float(law(s, d)[0]))
+    by_loss = text.of(lambda law, s=size, d=here: float(law(s, d)[0]) - floor)
+    foretold.append(
+      {
+        "tokens": int(tokens),
+        "gap of the larger model": float(of_one.gaps.mean()),
+        "foretold, E known": told(by_gap, 4),
+        "foretold, E fitted": told(by_loss, 4),
+      }
+    )
+  # what computation buys: 6 N D of it, as is usual
+  amounts = np.geomspace(*np.quantile(6 * runs.sizes * runs.tokens, (0.1, 0.9)), 4)
+  best = [
+    {
+      "computation": f"{amount:.0e}",
+      "best N": int(known.law.best_size(amount / 6)),
+      "tokens a parameter": told(known.of(lambda law, c=amount: ratio(law, c)), 1),
+      "E fitted": told(text.of(lambda law, c=amount: ratio(law, c)), 1),
+    }
+    for amount in amounts
+  ]
+  off, among_seeds = scatter(runs, known.law)
+  slopes = {by: local_exponents(runs, by) for by in ("sizes", "tokens")}
+  steps = [
+    {"from one to the next": by, "exponents": "  ".join(f"{x:.2f}" for x in of)}
+    for by, of in slopes.items()
+  ]
+  error = text.of(lambda law: law.E - floor)
+  findings = [
+    Finding(
+      f"a run again: loss {repeated:.5f}, stored {stored:.5f}",
+      abs(repeated - stored) < 1e-3,
+    ),
+    Finding(
+      f"the law is {off:.1%} off the gaps, where seeds differ by {among_seeds:.1%}",
+      off < 2 * among_seeds,
+    ),
+    Finding(
+      f"fitted to losses, E is off by {told(error, 4)} nats", error[1] <= 0 <= error[2]
+    ),
+    *foresight(foretold),
+    Finding(
+      "N grows with computation to the power of"
+      f" {told(known.of(lambda law: law.size_exponent))}; Chinchilla's is 0.5",
+      contains(known.of(lambda law: law.size_exponent), 0.5),
+    ),
+  ]
+  tables = {
+    f"Two fits to {len(runs.sizes)} runs, with 95 % intervals": exponents,
+    "A model four times larger, gap in nats a token": foretold,
+    "Best sizes, and tokens a parameter": best,
+    "Exponents of the gap from each size to the next, and each amount": steps,
+  }
+  return Report(tables, findings, draw(everything, known, text, floor))
+
+
+def contains(found: tuple[float, float, float], value: float) -> bool:
+  """Whether a value lies in the interval of a number."""
+  return found[1] <= value <= found[2]
+
+
+def ratio(law: Law, computation: float) -> float:
+  """Tokens a parameter at the size that is best for so much computation, 6 N D."""
+  size = law.best_size(computation / 6)
+  return float(computation / 6 / size**2)
+
+
+def foresight(foretold: Sequence[dict]) -> list[Finding]:
+  """How far off what was foretold is, at the most data: a share of the gap."""
+  findings = []
+  for row in foretold[-1:]:
+    true = row["gap of the larger model"]
+    for name in ("foretold, E known", "foretold, E fitted"):
+      value = float(row[name].split()[0])
+      findings.append(
+        Finding(
+          f"{name}: a gap of {value:.4f} for the larger model, which has {true:.4f}",
+          abs(value - true) < 0.1 * true,
+        )
+      )
+  return findings
+
+
+# %%
+def draw(runs: Runs, known: Fit, text: Fit, floor: float) -> Figure:
+  """The gap by size, by computation, and what the fit to losses makes of E."""
+  figure, (left, middle, right) = new_figure(3)
+  sizes = np.geomspace(runs.sizes.min(), runs.sizes.max(), 50)
+  for colour, tokens in zip(COLOURS, np.unique(runs.tokens), strict=False):
+    of = runs.where(runs.tokens == tokens)
+    is_larger = of.depth == LARGER
+    label = f"{tokens / 1e6:.2g} million tokens"
+    left.plot(
+      of.sizes[~is_larger], of.gaps[~is_larger], "o", color=colour, ms=4, label=label
+    )
+    left.plot(of.sizes[is_larger], of.gaps[is_larger], "*", color=colour, ms=10)
+    left.plot(sizes, known.law(sizes, np.full(50, tokens)), color=colour, linewidth=1)
+    middle.plot(of.flops, of.gaps, "o", color=colour, ms=4)
+  left.set(
+    xscale="log",
+    yscale="log",
+    xlabel="N, parameters of the blocks",
+    ylabel="gap to the floor, nats a token",
+    title="Size (stars: foretold)",
+  )
+  left.legend(frameon=False, fontsize="small")
+  amounts = np.geomspace(runs.flops.min(), runs.flops.max(), 50)
+  best = known.law.best_size(amounts / 6)
+  middle.plot(
+    amounts,
+    known.law(best, amounts / 6 / best),
+    "--",
+    color="black",
+    linewidth=1,
+    label="the best that the law allows",
+  )
+  middle.set(
+    xscale="log", yscale="log", xlabel="operations of the training", title="Computation"
+  )
+  middle.legend(frameon=False)
+  right.hist([law.E - floor for law in text.samples], 20, color=COLOURS[1], alpha=0.6)
+  right.axvline(0, color="black", linestyle=":", linewidth=1)
+  right.set(
+    xlabel="fitted E less the floor, nats",
+    ylabel="samples of the runs",
+    title="What a fit makes of the floor",
+  )
+  return figure
+
+
+# %%
+if __name__ == "__main__":
+  show(run)
+
+# %% [markdown]
+# ## The verdict
+#
+# PROSE
+
+# %% [markdown]
+# ## Exercise
+#
+# PROSE
+
+# %% [markdown]
+# ## Answer
+#
+# PROSE
