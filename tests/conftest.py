@@ -1,6 +1,8 @@
 """Strict everywhere: a silent broadcast or a warning is a failure."""
 
+import ctypes
 import os
+import pathlib
 import tempfile
 
 import jax
@@ -22,3 +24,21 @@ keep_compiled_programs()
 def pytest_collection_modifyitems(items):
   """The longest first: at the end no worker shall wait for another."""
   items.sort(key=lambda item: item.path.stem not in ("test_sharding", "test_processes"))
+
+
+MOST_MEMORY = 1 << 30  # of a worker, in bytes
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Programs of other files are let go: a worker would come to hold thousands."""
+  if nextitem is not None and nextitem.path != item.path and _memory() > MOST_MEMORY:
+    jax.clear_caches()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+
+
+def _memory() -> int:
+  """Of this process, in bytes; 0 where it cannot be told so."""
+  pages = pathlib.Path("/proc/self/statm")
+  if not pages.exists():
+    return 0
+  return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

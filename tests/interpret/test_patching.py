@@ -205,7 +205,7 @@ class PathPatchingTest(chex.TestCase):
     assert_close(found, expected, scale=SCALE)
     self.assertGreater(np.abs(expected[:2]).min(), SEEN)
     # after the last receiver, or beside it: nothing comes there
-    assert_close(found[2], jnp.zeros(H), 2, scale=SCALE)
+    assert_close(found[2], jnp.zeros(H), scale=SCALE)
 
   def test_every_sender_to_every_receiver(self):
     one_hot = np.eye(L * H, dtype=bool).reshape(L * H, L, H)
