@@ -64,13 +64,13 @@ CHINCHILLA = 20  # tokens for each parameter (Hoffmann et al., 2022, section 3.4
 # hours on two cores. It is a sweep, so it may be stopped, and goes on.
 #
 #     python sweep.py --config=configs/scaling_law.py --over=config=1,2,3,4,5,6,7 \
-#       --over=train.num_steps=64,256,1024,4096 --over=train.seed=0:3 \
+#       --over=train.num_steps=48,144,432,1296 --over=train.seed=0:3 \
 #       --workdir=lessons/studies/scaling_law
 #
 # And the larger model, of depth 11:
 #
 #     python sweep.py --config=configs/scaling_law.py --over=config=11 \
-#       --over=train.num_steps=4096 --over=train.seed=0:1 \
+#       --over=train.num_steps=1296 --over=train.seed=0:1 \
 #       --workdir=lessons/studies/scaling_law
 #
 # No text comes twice. N counts the parameters of the blocks, without the embeddings.
