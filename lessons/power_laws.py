@@ -15,7 +15,7 @@ import itertools
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 HUBER = 0.05  # residuals of the logarithm beyond this count less: a seed gone astray
 STARTS = tuple(itertools.product((0.3, 0.8), (0.3, 0.8)))  # values of a and b
@@ -66,9 +66,18 @@ def fit(
   n, d = log_n - log_n.mean(), log_d - log_d.mean()
 
   def parts(theta: np.ndarray) -> np.ndarray:
+    """The logarithm of each part of the law: [2 or 3, R]."""
     log_a, a, log_b, b, *log_e = theta
-    terms = [log_a - a * n, log_b - b * d, *(np.full_like(n, e) for e in log_e)]
-    return logsumexp(terms, axis=0)
+    return np.stack(
+      [log_a - a * n, log_b - b * d, *(np.full_like(n, e) for e in log_e)]
+    )
+
+  def residuals(theta: np.ndarray) -> np.ndarray:
+    return logsumexp(parts(theta), axis=0) - log_l
+
+  def slopes(theta: np.ndarray) -> np.ndarray:
+    of_size, of_data, *of_floor = softmax(parts(theta), axis=0)
+    return np.stack([of_size, -of_size * n, of_data, -of_data * d, *of_floor], axis=1)
 
   best = None
   low, middle = np.log(losses.min()), np.log(np.median(losses)) - np.log(2)
@@ -77,8 +86,9 @@ def fit(
     lower = [-np.inf, 1e-3, -np.inf, 1e-3] + ([] if floor_known else [-np.inf])
     upper = [np.inf, 5.0, np.inf, 5.0] + ([] if floor_known else [low])
     found = least_squares(
-      lambda theta: parts(theta) - log_l,
+      residuals,
       start,
+      jac=slopes,
       bounds=(lower, upper),
       loss="huber",
       f_scale=HUBER,

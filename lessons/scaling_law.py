@@ -32,7 +32,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import pathlib
 import tempfile
 
@@ -40,10 +39,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from configs import scaling_law as study
-from gpt2_flax.datasets import Dataset
-from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.experiment import parse
-from gpt2_flax.training.flops import flops_per_token
 from gpt2_flax.training.metrics import read_metrics
 from gpt2_flax.training.sweep import Member, ROWS, run_sweep
 from lessons.power_laws import bootstrap, fit, interval, Law
@@ -86,39 +82,36 @@ class Runs:
     depth: of each model.
     sizes: N, the parameters of the blocks.
     tokens: D, what it has learned from.
-    flops: what that took.
     losses, gaps: after the last step, in nats a token.
   """
 
   depth: np.ndarray
   sizes: np.ndarray
   tokens: np.ndarray
-  flops: np.ndarray
   losses: np.ndarray
   gaps: np.ndarray
+
+  @property
+  def computation(self) -> np.ndarray:
+    """Operations, as they are usually counted: six for each parameter and token."""
+    return 6 * self.sizes * self.tokens
 
   def where(self, chosen: np.ndarray) -> "Runs":
     """Some of them."""
     return Runs(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
 
 
-@functools.cache
-def experiment(depth: int) -> tuple[ExperimentConfig, Dataset]:
-  """That of a depth; the amount of data and the seed are to be set."""
-  return parse(study.get_config(str(depth)))
-
-
-def read_runs(path: pathlib.Path = STUDY) -> Runs:
+def read_runs(path: pathlib.Path) -> Runs:
   """The stored rows of the study."""
   found = []
   for row in read_metrics(path):
+    if "diverged" in row:
+      continue
     depth, num_steps = row["over"]["config"], row["over"]["train.num_steps"]
-    config, _ = experiment(depth)
-    model = config.model
-    tokens = num_steps * config.train.batch_size * model.context_length
-    size = 12 * model.num_layers * model.embed_dim**2
-    flops = tokens * flops_per_token(model)
-    found.append((depth, size, tokens, flops, row["val/loss"], row["val/gap"]))
+    config = study.get_config(str(depth))
+    tokens = num_steps * config.train.batch_size * config.model.context_length
+    size = 12 * config.model.num_layers * config.model.embed_dim**2
+    found.append((depth, size, tokens, row["val/loss"], row["val/gap"]))
   return Runs(*np.array(found, np.float64).T)
 
 
@@ -134,9 +127,9 @@ def again() -> tuple[float, float]:
   rows = [row for row in read_metrics(STUDY) if "val/loss" in row]
   stored = min(rows, key=lambda row: (row["step"] * row["num_params"], row["member"]))
   depth, num_steps, seed = stored["over"].values()
-  config, dataset = experiment(depth)
-  changed = dataclasses.replace(config.train, num_steps=num_steps, seed=seed)
-  smallest = Member(stored["over"], dataclasses.replace(config, train=changed), dataset)
+  config = study.get_config(str(depth))
+  config.train.update(num_steps=num_steps, seed=seed)
+  smallest = Member(stored["over"], *parse(config))
   with tempfile.TemporaryDirectory() as folder:
     [row], _ = run_sweep([smallest], folder, tell=lambda line: None)
   return stored["val/loss"], row["val/loss"]
@@ -219,7 +212,7 @@ def local_exponents(runs: Runs, by: str) -> list[float]:
 def run(reduced: bool = False) -> Report:
   """Reduced: fewer samples of the runs."""
   num = 20 if reduced else 300
-  everything = read_runs()
+  everything = read_runs(STUDY)
   runs = everything.where(everything.depth < LARGER)
   larger = everything.where(everything.depth == LARGER)
   floor = float((runs.losses - runs.gaps).mean())
@@ -255,8 +248,7 @@ def run(reduced: bool = False) -> Report:
         "foretold, E fitted": told(by_loss, 4),
       }
     )
-  # what computation buys: 6 N D of it, as is usual
-  amounts = np.geomspace(*np.quantile(6 * runs.sizes * runs.tokens, (0.1, 0.9)), 4)
+  amounts = np.geomspace(*np.quantile(runs.computation, (0.1, 0.9)), 4)
   best = [
     {
       "computation": f"{amount:.0e}",
@@ -342,7 +334,7 @@ def draw(runs: Runs, known: Fit, text: Fit, floor: float) -> Figure:
     )
     left.plot(of.sizes[is_larger], of.gaps[is_larger], "*", color=colour, ms=10)
     left.plot(sizes, known.law(sizes, np.full(50, tokens)), color=colour, linewidth=1)
-    middle.plot(of.flops, of.gaps, "o", color=colour, ms=4)
+    middle.plot(of.computation, of.gaps, "o", color=colour, ms=4)
   left.set(
     xscale="log",
     yscale="log",
@@ -351,7 +343,7 @@ def draw(runs: Runs, known: Fit, text: Fit, floor: float) -> Figure:
     title="Size (stars: foretold)",
   )
   left.legend(frameon=False, fontsize="small")
-  amounts = np.geomspace(runs.flops.min(), runs.flops.max(), 50)
+  amounts = np.geomspace(runs.computation.min(), runs.computation.max(), 50)
   best = known.law.best_size(amounts / 6)
   middle.plot(
     amounts,
