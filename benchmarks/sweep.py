@@ -46,6 +46,7 @@ def tokens_per_second(num_members: int, num_steps: int) -> float:
 
 
 def main(_) -> None:
+  """Prints a row a number of members."""
   logging.set_verbosity(logging.WARNING)
   keep_compiled_programs()
   numbers = [int(number) for number in _MEMBERS.value]
