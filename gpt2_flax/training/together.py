@@ -39,7 +39,7 @@ from gpt2_flax.training.step import (
 from gpt2_flax.transformer import GPT2
 
 # What members of one program may differ in, besides the seeds of weights and of data.
-NUMBERS = ("learning_rate", "weight_decay", "beta1", "beta2", "max_grad_norm")
+NUMBERS = ("learning_rate", "weight_decay", "max_grad_norm")
 
 Ended = Result | DivergedError
 

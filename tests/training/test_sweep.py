@@ -34,8 +34,6 @@ THIRD = member(
   data__seed=5,
   optimizer__learning_rate=0.02,
   optimizer__weight_decay=0.5,
-  optimizer__beta1=0.5,
-  optimizer__beta2=0.9,
   optimizer__max_grad_norm=0.05,
 )
 DIVERGING = member(optimizer__learning_rate=1e38)
