@@ -113,13 +113,13 @@ class BadInputTest(TrainTest):
     ("--seed=1", "did you mean '--config.data.seed' or '--config.train.seed'?"),
     (
       "--config=toy",
-      "no such file: did you mean configs/toy.py? there are configs/fin",
+      "no such file: did you mean configs/toy.py? there are configs/babel.py, ",
     ),
     (
       "--config=gpt:small",
       "gpt:small: no such file: did you mean configs/gpt2.py:small?",
     ),
-    ("--config=xyzzy", "xyzzy: no such file: there are configs/finetune.py, configs/g"),
+    ("--config=xyzzy", "xyzzy: no such file: there are configs/babel.py, configs/d"),
     ("--confg=configs/toy.py", "'--confg': did you mean '--config'"),
     ("--config=configs/nope.py", "configs/nope.py: no such file"),
     ("--config=configs/gpt2.py:huge", "'huge': allowed: large, medium, small, xl"),
