@@ -133,6 +133,9 @@ def _plot_end(axes: Any, rows: Sequence[Row], measured: str) -> None:
     axes.errorbar(xs, mean, error, **how, marker="o", capsize=3, label=label or None)
     for x, values in points:
       axes.plot([x] * len(values), values, ".", color=how["color"], alpha=0.3)
+  ends = [value for _, values in found for value in values]
+  if ends and 0 < 4 * min(ends) < max(ends):
+    axes.set_yscale("log")
   ticks = sorted({x for points in curves.values() for x, _ in points})
   if along and ticks[0] > 0 and ticks[-1] / ticks[0] >= 4:
     axes.set_xscale("log")
