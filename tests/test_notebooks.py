@@ -1,5 +1,6 @@
 """The tour runs as it stands, shows what it should, and is stored without outputs."""
 
+import ast
 import os
 import pathlib
 import re
@@ -8,8 +9,10 @@ import tempfile
 import chex
 from nbclient import NotebookClient
 import nbformat
+import pytest
 
 from gpt2_flax.tokenizer import BPETokenizer
+from tests import snippets
 from tests.test_readme import write_small
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -42,6 +45,29 @@ class StoredTest(chex.TestCase):
     self.assertEqual(badge, (installed, "notebooks/tour.ipynb"))
 
 
+class CellsTest(chex.TestCase):
+  """What would break most often, in a moment."""
+
+  def setUp(self):
+    super().setUp()
+    sources = [cell.source for cell in code_cells(read(PATHS[0]))]
+    self.cells = [re.sub(r"(?m)^( *)%.*", r"\1pass", text) for text in sources]
+
+  def test_each_compiles_and_knows_its_names(self):
+    snippets.check(["def display(picture): ...", *self.cells])
+
+  def test_what_is_plotted_is_shown(self):
+    for cell in self.cells:
+      tree = ast.parse(cell)
+      shown = [tree.body[-1].value] if isinstance(tree.body[-1], ast.Expr) else []
+      for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call)]:
+        shown += call.args if ast.unparse(call.func) == "display" else []
+      for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call)]:
+        if ast.unparse(call.func) in ("interpret.plot_attention", "interpret.show"):
+          self.assertIn(call, shown, cell)
+
+
+@pytest.mark.slow
 class TourTest(chex.TestCase):
   def test_runs_and_shows_a_picture_for_each_question(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())

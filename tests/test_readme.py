@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 from typing import Any
 from unittest import mock
@@ -14,9 +15,11 @@ from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 
 from gpt2_flax import datasets, GPT2, GPT2Config, pretrained
 from gpt2_flax.tokenizer import BPETokenizer
+from tests import snippets
 from tests.close import assert_close
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,6 +30,7 @@ PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LOOKED_AT = {
   *("README.md", "configs.md", "interpret.md", "pretrained.md", "runs.md", "sweeps.md")
 }
+LONG = "own_parts.md"  # it trains a model
 MOST_WORDS = 900  # of the README, code and tables included
 
 
@@ -51,14 +55,21 @@ class ExamplesTest(chex.TestCase):
   weights, and `GPT2Config.published` gives a small config.
   """
 
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.models = cls.enterClassContext(tempfile.TemporaryDirectory())
+    toy = datasets.CONFIGS["grammar"]().make(8).tokenizer
+    write_small(f"{cls.models}/runs/toy", toy)
+    english = BPETokenizer.train(["To be, or not to be"], 260)
+    for name in ("gpt2", "gpt2-medium"):
+      write_small(f"{cls.models}/openai-community/{name}", english)
+
   def setUp(self):
     super().setUp()
     folder = self.enterContext(tempfile.TemporaryDirectory())
+    shutil.copytree(self.models, folder, dirs_exist_ok=True)
     self.enterContext(contextlib.chdir(folder))
-    write_small("runs/toy", datasets.CONFIGS["grammar"]().make(8).tokenizer)
-    english = BPETokenizer.train(["To be, or not to be"], 260)
-    for name in ("gpt2", "gpt2-medium"):
-      write_small(f"openai-community/{name}", english)
     small = GPT2Config(num_layers=1, num_heads=2, embed_dim=8, context_length=8)
 
     def published(size: str, **changes: Any) -> GPT2Config:
@@ -79,9 +90,17 @@ class ExamplesTest(chex.TestCase):
         exec(code, namespace)
     return namespace, printed.getvalue()
 
-  @parameterized.parameters(*sorted(PAGES.keys() - LOOKED_AT))
+  @parameterized.parameters(*sorted(PAGES.keys() - LOOKED_AT - {LONG}))
   def test_any_other_page_runs(self, page):
     self.read(page)
+
+  @pytest.mark.slow
+  def test_so_does_the_long_one(self):
+    self.read(LONG)
+
+  @parameterized.parameters(*PAGES)
+  def test_each_block_compiles_and_knows_its_names(self, page):
+    snippets.check(PYTHON.findall(PAGES[page].read_text("utf-8")))
 
   def test_readme(self):
     made, printed = self.read("README.md")

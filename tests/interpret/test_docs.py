@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gpt2_flax import generation
 from gpt2_flax.interpret import page, patch, select, Trace, trace
@@ -242,16 +243,19 @@ class RecipesTest(parameterized.TestCase):
     self.assertBetween(np.abs(paths[2:, 0]).max(), 1e-3, 0.1)
     assert_close(paths[:, 1], np.zeros((4, 2)), 2, scale=names["logits"])
 
+  @pytest.mark.slow
   def test_probe(self):
     names = read("A probe")
     self.assertGreater(min(names["probe_trained"]), 0.95)
     self.assertGreater(names["probe_untrained"][0], 0.95)
     self.assertLess(names["probe_untrained"][1], 0.8)
 
+  @pytest.mark.slow
   def test_tuned_lens(self):
     names = read("A tuned lens")
     self.assertTrue((names["kl_tuned"] < names["kl_plain"] / 5).all())
 
+  @pytest.mark.slow
   def test_sparse_autoencoder(self):
     names = read("A sparse autoencoder")
     self.assertBetween(float(names["loss_recovered"]), 0.9, 1.0)
