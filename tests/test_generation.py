@@ -9,6 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gpt2_flax import generation
 from gpt2_flax.errors import InputError
@@ -123,8 +124,14 @@ class GenerateTest(chex.TestCase):
     self.assertEqual([continue_([text])[0] for text in self.RAGGED], naive)
     self.assertGreater(len(np.unique(naive)), 3)  # not one token over and over
 
-  @parameterized.parameters("rotary", "alibi")
-  def test_slots_will_do_for_relative_positions(self, kind):
+  def test_slots_will_do_for_relative_positions(self):
+    self.assert_slots_will_do("rotary")
+
+  @pytest.mark.slow
+  def test_so_they_will_for_a_bias(self):
+    self.assert_slots_will_do("alibi")
+
+  def assert_slots_will_do(self, kind):
     """In a ragged batch, where each row has its own padding, and after a slide."""
     naive = [continue_naively(text, NUM_TOKENS, kind=kind) for text in self.RAGGED]
     self.assertEqual(continue_(self.RAGGED, kind=kind), naive)

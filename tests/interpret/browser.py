@@ -1,5 +1,7 @@
 """A headless Chromium for tests of the page."""
 
+import contextlib
+import functools
 import os
 import pathlib
 import shutil
@@ -8,6 +10,25 @@ import unittest
 from playwright import sync_api
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+_opened = contextlib.ExitStack()
+
+
+@functools.cache
+def shared() -> sync_api.Browser:
+  """One for all classes of a test file, which ends with it: see `conftest.py`."""
+  with contextlib.ExitStack() as opened:
+    playwright = opened.enter_context(sync_api.sync_playwright())
+    browser = opened.enter_context(launch(playwright))
+    _opened.push(opened.pop_all())
+  return browser
+
+
+def end_shared() -> None:
+  """So that others may start a playwright of their own: a process has one at most."""
+  shared.cache_clear()
+  _opened.close()
 
 
 def launch(playwright: sync_api.Playwright) -> sync_api.Browser:

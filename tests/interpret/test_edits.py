@@ -211,7 +211,8 @@ class EditsTest(chex.TestCase):
     model = make_model(dtype="bfloat16")
     for site in ("token_embeddings", "residual_before", "residual_between"):
       edit = steer(VECTOR, True, site)
-      _, trace = interpret.trace(model, random_params(model), TOKENS, [edit])
+      traced = functools.partial(interpret.trace, model, edits=[edit])
+      _, trace = jax.eval_shape(traced, random_params(model), TOKENS)
       chex.assert_type(trace.residual_after, jnp.bfloat16)
       chex.assert_type(trace[site], jnp.bfloat16)
 
@@ -256,10 +257,12 @@ class EditsTest(chex.TestCase):
     tokens = TOKENS % config.vocab_size
     heads = np.zeros((config.num_layers, config.num_heads), bool)
     heads[-1, 0] = True
-    logits, _ = interpret.trace(model, params, tokens, [ablate_heads(heads)], taps=())
+    edits = [ablate_heads(heads)]
+    traced = functools.partial(interpret.trace, model, edits=edits, taps=())
+    logits, _ = jax.jit(traced)(params, tokens)
     output = params["params"][f"blocks_{config.num_layers - 1}"]["attention"]["output"]
     output["kernel"] = jnp.asarray(output["kernel"]).at[: config.head_dim].set(0)
-    assert_close(logits, model.apply(params, tokens))
+    assert_close(logits, jax.jit(model.apply)(params, tokens))
 
 
 class DataTest(chex.TestCase):

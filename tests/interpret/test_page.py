@@ -35,14 +35,28 @@ OVER_ALL_WINDOWS = 2 * ROUNDINGS
 def make(vocab_size: int, **changes):
   """A model with weights large enough for attention to be uneven."""
   model = GPT2(GPT2Config(vocab_size=vocab_size, **(TINY | changes)))
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-  return model, jax.tree.map(lambda leaf: 8 * leaf, params)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    """Eight times what `init` would give; to draw it there takes long to compile."""
+    name = jax.tree_util.keystr(path)
+    if "bias" in name or "scale" in name:
+      return jnp.full(leaf.shape, 8.0 if "scale" in name else 0.0)
+    return jnp.asarray(rng.normal(0, 8 * 0.02, leaf.shape), jnp.float32)
+
+  return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def stored_page_data(*args, **kwargs) -> dict:
   """As for a model that is too big for the page."""
   with mock.patch.object(live, "MAX_BYTES", 100):
     return page_data(*args, **kwargs)
+
+
+def unmeasured():
+  """What heads are worth takes seconds to compile, and is left out."""
+  return mock.patch.object(page_data_module, "_head_scores", return_value=None)
 
 
 def read_data(page: str) -> dict:
@@ -67,7 +81,8 @@ class StoredDataTest(chex.TestCase):
     )
 
   def test_arrays_are_the_trace(self):
-    logits, run = interpret.trace(self.model, self.params, jnp.array([self.tokens]))
+    run = jax.jit(functools.partial(interpret.trace, self.model))
+    logits, run = run(self.params, jnp.array([self.tokens]))
     self.assertEqual(set(self.data["reading"]["arrays"]), set(interpret.TAPS))
     expected = {
       name: np.asarray(getattr(run, name)).take(0, interpret.TAPS[name].index("B"))
@@ -171,11 +186,13 @@ class StoredDataTest(chex.TestCase):
     with (
       mock.patch.object(stored, "MAX_FEATURES", 10),
       mock.patch.object(stored, "MAX_VALUES", 3_000),
+      unmeasured(),
     ):
       data = stored_page_data(
         self.model, self.params, self.language.tokenizer, tokens, title=""
       )
-    _, run = interpret.trace(self.model, self.params, jnp.array([tokens[:16]]))
+    run = jax.jit(functools.partial(interpret.trace, self.model))
+    _, run = run(self.params, jnp.array([tokens[:16]]))
     self.assertEqual([len(data["tokens"]), data["reading"]["num_layers"]], [16, 1])
     _, text, layers, features = data["notes"]
     self.assertIn("the page shows the first 16.", text)
@@ -194,18 +211,11 @@ class StoredDataTest(chex.TestCase):
 
   def test_what_is_not_known_is_left_out(self):
     """No token repeats, and the language knows no text that begins so."""
-    data = stored_page_data(
-      self.model,
-      self.params,
-      self.language.tokenizer,
-      [1, 2, 3],
-      title="",
-      dataset=self.language,
-    )
+    text = self.model, self.params, self.language.tokenizer, [*range(1, 13)]
+    with unmeasured():
+      data = stored_page_data(*text, title="", dataset=self.language)
     self.assertIsNone(data["oracle"])
-    data = stored_page_data(
-      self.model, self.params, self.language.tokenizer, [1, 2, 3], title=""
-    )
+    data = stored_page_data(*text, title="")
     self.assertEqual(data["heads"]["induction"], [[None, None], [None, None]])
     json.dumps(data, allow_nan=False)
 
@@ -269,8 +279,9 @@ class LiveDataTest(chex.TestCase):
   def test_stacked_layers_are_taken_apart(self):
     model = GPT2(dataclasses.replace(self.model.config, scan_layers=True))
     params = stack_layers(nn.unbox(self.params["params"]))
-    data = self.page_data(model, {"params": params})
-    expected = self.page_data()["steps"][0]["weights"]
+    with unmeasured():
+      data = self.page_data(model, {"params": params})
+      expected = self.page_data()["steps"][0]["weights"]
     self.assertEqual(data["steps"][0]["weights"], expected)
 
   def test_kept_steps_are_rounded_and_the_last_is_not(self):
@@ -346,7 +357,8 @@ class LiveDataTest(chex.TestCase):
       Own(config),
     ):
       self.assertIn("parts of its own", live.why_stored(model))
-    data = self.page_data(GPT2(config, head=Head))
+    with unmeasured():
+      data = self.page_data(GPT2(config, head=Head))
     self.assertIsNone(data["steps"])
     self.assertIn("parts of its own", data["notes"][0])
     flash = GPT2(dataclasses.replace(config, attention="flash"))
@@ -377,7 +389,9 @@ class RenderTest(chex.TestCase):
     tokenizer = WordTokenizer([word for word in cls.words if word.split()])
     tokenizer.words = cls.words
     tokenizer.vocab_size = 1 + len(cls.words)
-    cls.data = page_data(model, params, tokenizer, [0, 1, 2, 3, 4], title="<b>x</b>")
+    with unmeasured():
+      text = [0, 1, 2, 3, 4]
+      cls.data = page_data(model, params, tokenizer, text, title="<b>x</b>")
     cls.page = render_page(cls.data, model.config)
 
   def test_data_come_back_as_they_went_in(self):

@@ -5,15 +5,15 @@ import re
 import tempfile
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
-from playwright import sync_api
 
 from gpt2_flax import interpret
 from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import ROUNDINGS
-from tests.interpret.browser import launch
+from tests.interpret import browser
 from tests.interpret.test_page import make, stored_page_data
 from tests.reliability import injection
 from tests.reliability.campaign import Tally
@@ -40,8 +40,7 @@ class PageInBrowser:
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    playwright = cls.enterClassContext(sync_api.sync_playwright())
-    cls.browser = cls.enterClassContext(launch(playwright))
+    cls.browser = browser.shared()
     cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
     language = CONFIGS["grammar"]().make(context_length=12)
     cls.tokenizer = language.tokenizer
@@ -56,8 +55,14 @@ class PageInBrowser:
     cls.heads = cls.data["heads"] or cls.data["steps"][-1]["heads"]
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(cls.data, model.config), "utf-8")
-    logits, cls.run_ = interpret.trace(model, params, jnp.array([cls.tokens]))
-    cls.lens = np.asarray(interpret.logit_lens(model, params, cls.run_)[:, 0])
+
+    @jax.jit
+    def read(params, tokens):
+      logits, run = interpret.trace(model, params, tokens)
+      return logits, run, interpret.logit_lens(model, params, run)[:, 0]
+
+    logits, cls.run_, lens = read(params, jnp.array([cls.tokens]))
+    cls.lens = np.asarray(lens)
     cls.logits = np.asarray(logits[0], np.float64)
     cls.oracle = language.next_token_probabilities(np.array(cls.tokens))
 

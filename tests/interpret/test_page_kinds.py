@@ -13,6 +13,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.datasets.grammar import GrammarConfig
 from gpt2_flax.datasets.induction import InductionConfig
 from gpt2_flax.datasets.markov import MarkovConfig
+from gpt2_flax.interpret.page import data as page_data_module
 from gpt2_flax.interpret.page import History
 from gpt2_flax.interpret.page.arrays import decoded, rounded
 from gpt2_flax.tokenizer import (
@@ -25,12 +26,14 @@ from tests.close import assert_close
 from tests.interpret.test_page import make
 from tests.interpret.workshop import LENGTH, LOGITS, STEPS, Workshop
 
+SMALL = dict(num_layers=1, num_heads=1)
+
 
 class OtherShapesTest(Workshop):
   """What the page says and offers where a model is of another kind."""
 
   def show(self, **shape):
-    model, params = make(5, **shape)
+    model, params = make(5, num_layers=1, **shape)
     self.write(model, params, NumberTokenizer(5), [1, 2, 3, 4])
     page = self.open("#token=1")
     for section in ("#step-positions", "#step-rotation", "#step-scores"):
@@ -83,21 +86,23 @@ class PlaybackTest(Workshop):
   def test_steps_of_a_run_are_played_back(self):
     language = CONFIGS["grammar"]().make(context_length=LENGTH)
     tokens = language.tokenizer.start("the cats that the dog sees")
-    model, params = make(language.tokenizer.vocab_size, context_length=LENGTH)
+    vocab_size = language.tokenizer.vocab_size
+    model, params = make(vocab_size, context_length=LENGTH, num_layers=1)
 
     def at(step):
       return jax.tree.map(lambda leaf: leaf * (0.2 + 0.8 * step / 100), params)
 
     history = History(STEPS, at, [(s, 4 - s / 50) for s in range(0, 101, 10)], 1.5)
-    self.write(
-      model,
-      params,
-      language.tokenizer,
-      tokens,
-      dataset=language,
-      history=history,
-      measured=True,
-    )
+    with mock.patch.object(page_data_module, "MAX_SCORED_TOKENS", 4 * LENGTH):
+      self.write(
+        model,
+        params,
+        language.tokenizer,
+        tokens,
+        dataset=language,
+        history=history,
+        measured=True,
+      )
     page = self.open()
     self.assertEqual(page.locator("#step-value").inner_text(), "100")
     page.locator("#step").fill("1")
@@ -127,7 +132,7 @@ class PlaybackTest(Workshop):
     self.assertEqual(self.trouble, [])
 
   def test_without_a_run_there_is_nothing_to_play(self):
-    model, params = make(5)
+    model, params = make(5, **SMALL)
     self.write(model, params, NumberTokenizer(5), [1, 2])
     page = self.open()
     self.assertFalse(page.locator("#playback").is_visible())
@@ -146,7 +151,7 @@ class LanguagesTest(Workshop):
   def test_distributions_are_exact_for_any_text(self, config):
     language = config.make(context_length=20)
     vocab_size = language.tokenizer.vocab_size
-    model, params = make(vocab_size)
+    model, params = make(vocab_size, **SMALL)
     self.write(model, params, language.tokenizer, [0, 1], dataset=language)
     page = self.open()
     rng = np.random.default_rng(0)
@@ -176,7 +181,7 @@ class LanguagesTest(Workshop):
       "x": [[1.0, [1]]],
     }
     process = {"kind": "grammar", "start": "s", "productions": productions}
-    model, params = make(language.tokenizer.vocab_size)
+    model, params = make(language.tokenizer.vocab_size, **SMALL)
     with mock.patch.object(language, "process", return_value=process):
       self.write(model, params, language.tokenizer, [0, 1], dataset=language)
     rows = self.open().evaluate(
@@ -192,7 +197,7 @@ class TokenizersTest(Workshop):
     (NumberTokenizer(40), "3 17  0"),
   )
   def test_typed_text_is_cut_as_in_python(self, tokenizer, text):
-    model, params = make(tokenizer.vocab_size)
+    model, params = make(tokenizer.vocab_size, **SMALL)
     self.write(model, params, tokenizer, [1, 2])
     page = self.open()
     page.locator("#prompt").fill(text)
@@ -207,7 +212,7 @@ class TokenizersTest(Workshop):
       (CharTokenizer("abc"), "abxc", "x"),
       (NumberTokenizer(40), "3 40", "40"),
     ):
-      model, params = make(tokenizer.vocab_size)
+      model, params = make(tokenizer.vocab_size, **SMALL)
       self.write(model, params, tokenizer, [1, 2])
       self.open().locator("#prompt").fill(text)
       said = self.page.locator("#prompt-says").inner_text()
@@ -216,7 +221,7 @@ class TokenizersTest(Workshop):
   def test_byte_pairs_are_changed_token_by_token(self):
     tokenizer = BPETokenizer.train(["the cat sat on the mat"], 262)
     tokens = tokenizer.encode("the cat")
-    model, params = make(tokenizer.vocab_size)
+    model, params = make(tokenizer.vocab_size, **SMALL)
     self.write(model, params, tokenizer, tokens)
     page = self.open()
     self.assertFalse(page.locator("#prompt").is_visible())

@@ -144,7 +144,8 @@ class TraceTest(chex.TestCase):
     expected = load_file(GOLDEN / "plain" / "expected.safetensors")
     model, params = pretrained.load(GOLDEN / "plain")
     tokens = expected["tokens"]
-    logits, trace = interpret.trace(model, params, tokens, taps=["weights"])
+    run = jax.jit(functools.partial(interpret.trace, model, taps=["weights"]))
+    logits, trace = run(params, tokens)
     assert_close(logits, expected["logits"])
     assert_close(trace.weights.sum(-1), jnp.ones(trace.weights.shape[:-1]))
 
@@ -158,11 +159,11 @@ class TraceTest(chex.TestCase):
     )
 
   def test_more_than_ten_layers_stay_in_order(self):
-    model = make_model(num_layers=11)
+    model = make_model(num_layers=11, num_heads=1, feed_forward=False)
     params = random_params(model)
-    _, trace = interpret.trace(
-      model, params, TOKENS, taps=["residual_before", "residual_after"]
-    )
+    taps = ["residual_before", "residual_after"]
+    run = jax.jit(functools.partial(interpret.trace, model, taps=taps))
+    _, trace = run(params, TOKENS)
     chex.assert_trees_all_equal(trace.residual_before[1:], trace.residual_after[:-1])
 
 
@@ -218,9 +219,8 @@ class TransformationsTest(chex.TestCase):
   def test_vmap_over_tokens(self):
     model, params, logits, whole = traced()
     rows = TOKENS[:, None]
-    again, trace = jax.vmap(
-      lambda tokens: interpret.trace(model, params, tokens, taps=["scores"])
-    )(rows)
+    one = lambda tokens: interpret.trace(model, params, tokens, taps=["scores"])  # noqa: E731
+    again, trace = jax.jit(jax.vmap(one))(rows)
     assert_close(again[:, 0], logits)
     scores = jnp.moveaxis(trace.scores[:, :, :, 0], 0, 2)
     assert_close(scores, whole.scores)
@@ -300,8 +300,8 @@ class OtherModelsTest(chex.TestCase):
   def test_traces_as_it_runs(self, **changes):
     model = make_model(**changes)
     params = random_params(model)
-    logits, trace = interpret.trace(model, params, TOKENS)
-    chex.assert_trees_all_equal(logits, model.apply(params, TOKENS))
+    logits, trace = jax.jit(functools.partial(interpret.trace, model))(params, TOKENS)
+    chex.assert_trees_all_equal(logits, jax.jit(model.apply)(params, TOKENS))
     t, where = np.arange(5), 1j * np.arange(5)
     query, key = (np.asarray(x, np.float64) for x in (trace.query, trace.key))
     scores = np.asarray(trace.scores, np.float64)
@@ -330,7 +330,7 @@ class OtherModelsTest(chex.TestCase):
   def test_attention_alone_has_no_feed_forward_to_look_at(self):
     model = make_model(feed_forward=False)
     params = random_params(model)
-    _, trace = interpret.trace(model, params, TOKENS)
+    _, trace = jax.jit(functools.partial(interpret.trace, model))(params, TOKENS)
     self.assertIsNone(trace.mlp_output)
     after = trace.residual_before + trace.attention_output
     assert_close(trace.residual_after, after, 2)

@@ -1,5 +1,7 @@
 """Traces of a lone part, of a module that holds parts, and inside interceptors."""
 
+import functools
+
 from absl.testing import parameterized
 import chex
 from flax import linen as nn
@@ -123,12 +125,13 @@ class OwnModuleTest(chex.TestCase):
 
   def test_parts_of_several_shapes_do_not_stack(self):
     module = Mine(wide=6)
-    params = module.init(jax.random.key(0), X)
+    params = jax.eval_shape(module.init, jax.random.key(0), X)
     with self.assertRaisesRegex(
       InputError, r"tap 'query' has several shapes, .*zebra.*\(2, 3, 5, 4\).*ant.*6"
     ):
-      interpret.trace(module, params, X)
-    _, trace = interpret.trace(module, params, X, taps=["weights"])
+      jax.eval_shape(functools.partial(interpret.trace, module), params, X)
+    weights = functools.partial(interpret.trace, module, taps=["weights"])
+    _, trace = jax.eval_shape(weights, params, X)
     chex.assert_shape(trace.weights, (2, 2, 3, 5, 5))
 
   def test_a_head_that_calls_its_base_class_is_edited_once(self):

@@ -132,7 +132,8 @@ class TransformTest(chex.TestCase):
         transform("residual_before", without, direction, mask=[1, 0, 0])
       )
 
-    for logits, direction in zip(jax.vmap(run)(DIRECTIONS), DIRECTIONS, strict=True):
+    at_once = jax.jit(jax.vmap(run))(DIRECTIONS)
+    for logits, direction in zip(at_once, DIRECTIONS, strict=True):
       assert_close(logits, at_residual([0], lambda x, d=direction: without(x, d)))
 
   def test_the_gradient_of_an_argument(self):
@@ -161,9 +162,9 @@ class TransformTest(chex.TestCase):
 
   def test_heads_alike_are_transformed_alike(self):
     """A function of no argument, at all heads of all layers."""
-    _, run = interpret.trace(
-      *model_and_params(), TOKENS, [transform("weights", jnp.sqrt)], ["weights"]
-    )
-    _, plain = interpret.trace(*model_and_params(), TOKENS, taps=["weights"])
+    model, params = model_and_params()
+    traced = functools.partial(interpret.trace, model, taps=["weights"])
+    _, run = jax.jit(traced)(params, TOKENS, edits=[transform("weights", jnp.sqrt)])
+    _, plain = jax.jit(traced)(params, TOKENS)
     assert_close(run.weights[0], jnp.sqrt(plain.weights[0]))
     chex.assert_shape(run.weights, (L, H, 2, 4, 4))

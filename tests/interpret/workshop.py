@@ -3,21 +3,18 @@
 import contextlib
 import pathlib
 import tempfile
-from unittest import mock
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from playwright import sync_api
 
 from gpt2_flax import interpret
 from gpt2_flax.datasets import CONFIGS
-from gpt2_flax.interpret.page import data as page_data_module
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import assert_close
-from tests.interpret.browser import launch
-from tests.interpret.test_page import make
+from tests.interpret import browser
+from tests.interpret.test_page import make, unmeasured
 
 LENGTH = 12
 STEPS = (0, 40, 100)
@@ -29,15 +26,13 @@ class Workshop(chex.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    playwright = cls.enterClassContext(sync_api.sync_playwright())
-    cls.browser = cls.enterClassContext(launch(playwright))
+    cls.browser = browser.shared()
     cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
 
   @classmethod
   def write(cls, model, params, tokenizer, tokens, measured=False, **kwargs):
-    """A page; what heads are worth takes seconds to compile, and is left out."""
-    measure = mock.patch.object(page_data_module, "_head_scores", return_value=None)
-    with contextlib.nullcontext() if measured else measure:
+    """A page, without what heads are worth."""
+    with contextlib.nullcontext() if measured else unmeasured():
       data = page_data(model, params, tokenizer, tokens, title="tiny", **kwargs)
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(data, model.config), "utf-8")
