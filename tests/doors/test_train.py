@@ -29,7 +29,7 @@ class TrainTest(chex.TestCase):
 
 
 class MainJobTest(TrainTest):
-  def test_leaves_all_that_it_promises_and_runs_only_once(self):
+  def test_leaves_all_that_it_promises_and_goes_on_only_where_there_is_more(self):
     sampled = "--config.eval.sample_tokens=4"
     done = train_to_the_end(self.workdir, sampled)
     for word in ("done: 100 steps", "floor", "gap", "step 100", "writes:"):
@@ -66,6 +66,18 @@ class MainJobTest(TrainTest):
     self.assertEqual(other.returncode, 2)
     self.assertIn("config.model.num_heads was 2, is now 4", other.stderr)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
+    self.damage_and_go_on(sampled)
+
+  def damage_and_go_on(self, *flags):
+    expected = digest(self.workdir)
+    for file in (self.workdir / "checkpoints" / "100" / "state").rglob("*"):
+      if file.is_file():
+        file.write_bytes(file.read_bytes()[:100])
+    again = train(*TINY, *flags, f"--workdir={self.workdir}")
+    self.assertEqual(again.returncode, 0, again.stderr)
+    self.assertIn("checkpoints/100 is damaged, going on from", again.stderr)
+    self.assertIn("goes on from step 90 of 100", again.stdout)
+    self.assertEqual(digest(self.workdir), expected)
 
   def test_a_loss_that_is_not_finite_stops_the_run(self):
     run = train(
@@ -82,20 +94,6 @@ class MainJobTest(TrainTest):
     named = int(run.stderr.split("at step ")[1].split(":")[0])
     self.assertEqual(checkpoint_steps(self.workdir)[-1], named - 1)
     self.assertIn(f"last good checkpoint: step {named - 1}", run.stderr)
-
-
-class DamagedTest(TrainTest):
-  def test_goes_on_from_the_checkpoint_before_a_damaged_one(self):
-    train_to_the_end(self.workdir)
-    expected = digest(self.workdir)
-    for file in (self.workdir / "checkpoints" / "100" / "state").rglob("*"):
-      if file.is_file():
-        file.write_bytes(file.read_bytes()[:100])
-    again = train(*TINY, f"--workdir={self.workdir}")
-    self.assertEqual(again.returncode, 0, again.stderr)
-    self.assertIn("checkpoints/100 is damaged, going on from", again.stderr)
-    self.assertIn("goes on from step 90 of 100", again.stdout)
-    self.assertEqual(digest(self.workdir), expected)
 
 
 class BadInputTest(TrainTest):

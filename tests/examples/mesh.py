@@ -1,4 +1,4 @@
-"""Heads of one's own on four devices; `test_heads.py` runs this with four of them."""
+"""Heads of one's own on four devices; `training/test_sharding.py` runs this."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Heads of one's own: the formula, training, the cache, the trace, the page, a mesh."""
+"""Heads of one's own: the formula, training, the cache, the trace, the page."""
 
 import dataclasses
 import functools
@@ -21,7 +21,6 @@ from gpt2_flax.self_attention import HEADS
 from gpt2_flax.tokenizer import NumberTokenizer
 from gpt2_flax.training import loop
 from gpt2_flax.training.experiment import parse
-from tests import forked
 from tests.close import assert_close
 
 NAMES = ("sink", "normed", "sliding", "linear")
@@ -140,25 +139,11 @@ class HeadsTest(chex.TestCase):
     model, params, _ = load(folder)
     windows = np.stack([dataset.window("validation", i) for i in range(8)])
     batch = dataset.batch(windows)
-    logits = model.apply(params, batch["inputs"])
+    logits = jax.jit(model.apply)(params, batch["inputs"])
     losses = -jax.nn.log_softmax(logits)[
       jnp.arange(8)[:, None], jnp.arange(12)[None], batch["targets"]
     ]
     assert_close(result.metrics["val/loss"], losses.mean(), 512, dtype=np.float32)
-
-  def test_on_a_mesh(self):
-    self.run_on_a_mesh("not slow", "1 passed")
-
-  @pytest.mark.slow
-  def test_the_others_on_a_mesh(self):
-    self.run_on_a_mesh("slow", "3 passed")
-
-  def run_on_a_mesh(self, which, passed):
-    tests = pathlib.Path(__file__).with_name("mesh.py")
-    arguments = "-m", "pytest", "-n", "0", "-m", which, str(tests)
-    done = forked.finish(forked.start(*arguments, **forked.on_devices(4)))
-    self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-    self.assertIn(passed, done.stdout)
 
 
 class RegistryTest(chex.TestCase):

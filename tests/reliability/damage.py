@@ -46,7 +46,7 @@ def any_damage(folder: pathlib.Path, chance: random.Random, full: bool) -> Tally
   damages = [_cut_in_half, _empty, pathlib.Path.unlink]
   damages += [functools.partial(_flip_a_bit, chance)] * (FLIPS if full else 1)
   for file in files:
-    for damage in damages if full else chance.sample(damages, 2):
+    for damage in damages if full else chance.sample(damages, 1):
       shutil.rmtree(run, ignore_errors=True)
       shutil.copytree(whole, run)
       name = file.relative_to(whole)

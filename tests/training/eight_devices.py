@@ -193,8 +193,14 @@ def assert_each_device_has_its_share_and_no_more(data, fsdp, tensor):
 class CheckpointTest(chex.TestCase):
   """What one mesh has saved; docs/reliability.md tries each pair of meshes."""
 
-  @parameterized.parameters(ONE, TENSOR_ONLY)
-  def test_comes_back_on_another(self, *shape):
+  def test_comes_back_on_another(self):
+    self.come_back_on(TENSOR_ONLY)
+
+  @pytest.mark.slow  # WholeRunTest opens its run on one device
+  def test_comes_back_on_one_device(self):
+    self.come_back_on(ONE)
+
+  def come_back_on(self, shape):
     trained = run(EVERY_AXIS)
     values = make_config()
     values.optimizer.name = "adamw"
@@ -215,10 +221,15 @@ class CheckpointTest(chex.TestCase):
 
 
 class StepTest(chex.TestCase):
-  @parameterized.product(pieces=(1, 2), logits_at_once=(2**28, 2 * 11))
-  def test_several_take_the_step_of_one_in_pieces_and_chunks_too(
-    self, pieces, logits_at_once
-  ):
+  def test_several_take_the_step_of_one_in_pieces_and_chunks_too(self):
+    self.compare_steps(pieces=2, logits_at_once=2 * 11)
+
+  @parameterized.parameters((1, 2**28), (2, 2**28), (1, 2 * 11))
+  @pytest.mark.slow
+  def test_so_they_do_in_one_of_them(self, pieces, logits_at_once):
+    self.compare_steps(pieces, logits_at_once)
+
+  def compare_steps(self, pieces, logits_at_once):
     four = np.array(jax.devices()[:4]).reshape(4, 1, 1)
     several = jax.sharding.Mesh(four, ("data", "fsdp", "tensor"))
     found = []
@@ -233,8 +244,14 @@ class StepTest(chex.TestCase):
 
 
 class LossTest(chex.TestCase):
-  @parameterized.parameters((4, 2, 1), (2, 2, 2))
-  def test_each_device_works_on_its_own_rows(self, *shape):
+  def test_each_device_works_on_its_own_rows(self):
+    self.assert_rows_stay((2, 2, 2))
+
+  @pytest.mark.slow
+  def test_so_it_does_where_no_tensor_is_shared(self):
+    self.assert_rows_stay((4, 2, 1))
+
+  def assert_rows_stay(self, shape):
     rows, length, dim, vocab_size = 8, 12, 16, 32
     rng = np.random.default_rng(0)
     hidden = jnp.array(rng.normal(size=(rows, length, dim)), jnp.float32)
@@ -271,6 +288,7 @@ class LossTest(chex.TestCase):
 
 
 class DeepTest(chex.TestCase):
+  @pytest.mark.slow  # WholeRunTest has all of it but the sizes
   def test_scanned_and_computed_twice_under_muon(self):
     changes = dict(scan_layers=True, remat="dots")
     found = run((1, 4, 2), "muon", num_layers=2, **changes)
@@ -280,8 +298,14 @@ class DeepTest(chex.TestCase):
 
 
 class EvaluationTest(chex.TestCase):
-  @parameterized.parameters(EVERY_AXIS, TENSOR_ONLY)
-  def test_losses_and_texts_are_those_of_one_device(self, *shape):
+  def test_losses_and_texts_are_those_of_one_device(self):
+    self.evaluate_on(EVERY_AXIS)
+
+  @pytest.mark.slow
+  def test_so_they_are_if_only_tensors_are_shared(self):
+    self.evaluate_on(TENSOR_ONLY)
+
+  def evaluate_on(self, shape):
     trained = run(shape)
     on_one = jax.device_put(trained.state.params, jax.devices()[0])
     expected = run(ONE).evaluator
@@ -317,8 +341,8 @@ class TogetherTest(chex.TestCase):
 
 class WholeRunTest(chex.TestCase):
   def test_train_on_a_mesh_leaves_what_one_device_would(self):
-    values = make_config(scan_layers=True, remat="full")
-    values.optimizer.name = "adamw"
+    values = make_config(num_layers=2, scan_layers=True, remat="full")
+    values.optimizer.name = "muon"
     values.mesh = dict(data=-1, fsdp=2, tensor=2)
     config, dataset = parse(values)
     workdir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -326,7 +350,7 @@ class WholeRunTest(chex.TestCase):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     losses = [r["train/loss"] for r in records if "train/loss" in r]
-    expected = run(ONE)
+    expected = run(ONE, "muon", num_layers=2)
     losses = np.array(losses)
     assert_close(losses, expected.losses, 3 * ROUNDINGS, dtype=np.float32)
     (evaluated,) = [r["val/loss"] for r in records if "val/loss" in r]

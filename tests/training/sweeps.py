@@ -11,7 +11,7 @@ from gpt2_flax.training import experiment
 from gpt2_flax.training.sweep import Member, ROWS
 from tests.reliability.runs import records
 
-NUM_STEPS, SAVE_EVERY = 20, 5
+NUM_STEPS, SAVE_EVERY = 12, 4
 CLOCK = (  # never twice the same
   *("seconds", "tokens_per_second", "data_wait_share", "model_flops_per_second"),
 )
@@ -25,7 +25,7 @@ def member(**over: Any) -> Member:
   config.optimizer.update(name="adamw", learning_rate=0.01, warmup_steps=2)
   config.train.update(num_steps=NUM_STEPS, batch_size=8, accumulation_steps=2)
   config.train.log_every_steps = 1
-  config.eval.update(every_steps=10, num_windows=20, sample_tokens=0)
+  config.eval.update(every_steps=6, num_windows=20, sample_tokens=0)
   config.checkpoint.every_steps = SAVE_EVERY
   named = {key.replace("__", "."): value for key, value in over.items()}
   config.update_from_flattened_dict(named)

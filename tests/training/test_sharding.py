@@ -1,4 +1,4 @@
-"""Runs the tests of `eight_devices.py` where there are eight devices."""
+"""Runs the tests that need several devices where there are eight."""
 
 import pathlib
 
@@ -17,8 +17,9 @@ class ShardingTest(chex.TestCase):
     self.run_tests("slow")
 
   def run_tests(self, which: str):
-    tests = pathlib.Path(__file__).with_name("eight_devices.py")
-    arguments = "-m", "pytest", "-n", "0", "-s", "-m", which, str(tests)
+    here = pathlib.Path(__file__).parent
+    tests = here / "eight_devices.py", here.with_name("examples") / "mesh.py"
+    arguments = "-m", "pytest", "-n", "0", "-s", "-m", which, *map(str, tests)
     done = forked.finish(forked.start(*arguments, **forked.on_devices(8)))
     self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
     self.assertRegex(done.stdout, r"\d\d passed")

@@ -1,5 +1,6 @@
 """The training step: its loss, its accumulation, its care for bad batches."""
 
+import functools
 from unittest import mock
 
 from absl.testing import parameterized
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training import loss as loss_lib
@@ -75,6 +77,15 @@ def setup(
   return state, step, abstract
 
 
+_compiled_once = functools.cache(setup)
+
+
+def begin(*args, **named):
+  """As `setup`; the same arguments share a compiled step."""
+  state, step, abstract = _compiled_once(*args, **named)
+  return jax.tree.map(jnp.copy, state), step, abstract
+
+
 def loss_and_norm(metrics) -> list[float]:
   return [float(metrics[f"train/{name}"]) for name in ("loss", "grad_norm")]
 
@@ -89,10 +100,17 @@ class StepTest(chex.TestCase):
     state, _, abstract = setup(MODEL)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
 
-  @parameterized.parameters(2, 4, 8)
-  def test_accumulation_equals_the_big_batch(self, pieces):
-    whole, whole_step, _ = setup(MODEL)
-    pieced, pieced_step, _ = setup(MODEL, pieces)
+  def test_accumulation_equals_the_big_batch(self):
+    self.accumulate(4)
+
+  @parameterized.parameters(2, 8)
+  @pytest.mark.slow
+  def test_so_it_does_in_other_pieces(self, pieces):
+    self.accumulate(pieces)
+
+  def accumulate(self, pieces):
+    whole, whole_step, _ = begin(MODEL)
+    pieced, pieced_step, _ = begin(MODEL, pieces)
     for seed in range(3):
       whole, expected = whole_step(whole, batch(seed))
       pieced, found = pieced_step(pieced, batch(seed))
@@ -100,8 +118,9 @@ class StepTest(chex.TestCase):
     scale = sizes(whole.params)
     assert_close(pieced.params, whole.params, 2 * ROUNDINGS, scale=scale)
 
+  @pytest.mark.slow  # eight_devices.py has both at once
   def test_accumulation_goes_with_a_loss_in_chunks(self):
-    whole, whole_step, _ = setup(MODEL)
+    whole, whole_step, _ = begin(MODEL)
     whole, expected = whole_step(whole, batch(0))
     with mock.patch.object(loss_lib, "LOGITS_AT_ONCE", 2 * 2 * 11):  # 2 positions
       pieced, pieced_step, _ = setup(MODEL, 4)
@@ -112,7 +131,7 @@ class StepTest(chex.TestCase):
 
   def test_dropout_differs_from_step_to_step_and_is_repeatable(self):
     def losses(rate: float):
-      state, step, _ = setup(DROPOUT, rate=rate)
+      state, step, _ = begin(DROPOUT, rate=rate)
       found = []
       for _ in range(3):
         state, metrics = step(state, batch(0))
@@ -136,7 +155,7 @@ class StepTest(chex.TestCase):
     self.assertLen(set(losses), 8)
 
   def test_the_old_states_memory_is_reused(self):
-    state, step, _ = setup(MODEL)
+    state, step, _ = begin(MODEL)
     addresses = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.params)}
     after, _ = step(state, batch(0))
     for path, leaf in jax.tree.leaves_with_path(state):
@@ -146,7 +165,7 @@ class StepTest(chex.TestCase):
 
   @parameterized.parameters("all masked", "nan")
   def test_a_bad_batch_leaves_the_state_as_it_was(self, kind):
-    state, step, _ = setup(MODEL)
+    state, step, _ = begin(MODEL)
     bad = batch(0)
     if kind == "all masked":
       bad["targets"][:] = -1
@@ -164,7 +183,8 @@ class StepTest(chex.TestCase):
 
   @parameterized.parameters((0.5, True), (1.5, False), (0.0, False))
   def test_a_loss_that_jumps_is_bad_if_it_is_said_how_far_it_may(self, limit, skips):
-    state, step, _ = setup(MODEL, rate=0.0, max_loss_jump=limit)
+    changed = {"max_loss_jump": limit} if limit else {}
+    state, step, _ = begin(MODEL, **changed)
     losses = []
     for seed in range(3):
       state, metrics = step(state, batch(seed))
@@ -175,8 +195,9 @@ class StepTest(chex.TestCase):
     # a difference, a quotient and a sum, twice
     assert_close(metrics["train/loss_mean"], mean, 2 * 3)
     # as if all until now had been a nat lower
+    state, _, _ = begin(MODEL, **changed)
     low = float(step(state, batch(3))[1]["train/loss"]) - 1
-    state, _, _ = setup(MODEL)
+    state, _, _ = begin(MODEL, **changed)
     state = state.replace(loss_mean=jnp.float32(low))
     before = jax.device_get(kept(state))
     state, metrics = step(state, batch(3))
@@ -208,7 +229,7 @@ class StepTest(chex.TestCase):
     self.assertEqual({int(count) for count in counts}, {3})
 
   def test_moves_nothing_between_host_and_device_by_itself(self):
-    state, step, _ = setup(MODEL)
+    state, step, _ = begin(MODEL)
     on_device = jax.device_put(batch(0))
     with jax.transfer_guard("disallow"):
       state, _ = step(state, on_device)
@@ -216,7 +237,7 @@ class StepTest(chex.TestCase):
         step(state, batch(0))  # so the guard does see what is not moved by name
 
   def test_evaluation_has_no_dropout(self):
-    state, _, _ = setup(DROPOUT)
+    state, _, _ = begin(DROPOUT, rate=0.0)
     found, expected = (
       make_eval_step(model)(state.params, batch(0)) for model in (DROPOUT, MODEL)
     )

@@ -1,11 +1,13 @@
-"""In which order members of one program are saved; their numbers: test_sweep.py."""
+"""When members of one program are saved, and go on; their numbers: test_sweep.py."""
 
+from types import SimpleNamespace
 from unittest import mock
 
+from absl.testing import parameterized
 import chex
 
 from gpt2_flax.training.bad_steps import DivergedError
-from gpt2_flax.training.together import _Members
+from gpt2_flax.training.together import _Members, _restore
 
 
 class MembersTest(chex.TestCase):
@@ -44,3 +46,37 @@ class MembersTest(chex.TestCase):
     self.all.b.tend.side_effect = error
     self.members.tend(15, {0: 1, 3: 2})
     self.assertTrue(self.members.all_diverged)
+
+
+class Kept:
+  """A run with checkpoints of these steps."""
+
+  def __init__(self, *steps):
+    self.steps, self.checkpoints = [*steps], self
+
+  def restore(self, abstract):
+    del abstract
+    return SimpleNamespace(step=self.steps[-1]) if self.steps else None
+
+  def drop_after(self, step):
+    self.steps = [kept for kept in self.steps if kept <= step]
+
+
+class RestoreTest(chex.TestCase):
+  @parameterized.parameters(
+    (((5, 10), (5, 10)), 10),
+    (((5,), (5, 10)), 5),
+    (((10, 15), (5, 10)), 10),
+    (((), (5,)), None),
+    (((), ()), None),
+  )
+  def test_all_go_on_from_the_last_step_that_all_have(self, kept, step):
+    runs = {number: Kept(*steps) for number, steps in zip((0, 3), kept, strict=True)}
+    found = _restore(runs, None)
+    if step is None:
+      self.assertIsNone(found)
+      self.assertEqual([run.steps for run in runs.values()], [[], []])
+    else:
+      self.assertEqual(
+        {i: state.step for i, state in found.items()}, {0: step, 3: step}
+      )
