@@ -185,8 +185,10 @@ def assert_each_device_has_its_share_and_no_more(data, fsdp, tensor):
     expand = tree["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
     assert {shard.data.shape for shard in expand.addressable_shards} == {share}
   found = sizes(trained.program)
-  whole_batch = {BATCH, BATCH * LENGTH}
-  assert bool(found & whole_batch) == (data * fsdp == 1)
+  own = BATCH // (data * fsdp)
+  more = {BATCH, BATCH // data, BATCH // fsdp} - {own}  # rows that it does not need
+  assert not found & {rows * n for rows in more for n in (1, LENGTH)}
+  assert found & {own, own * LENGTH}
   assert (MLP in found) == (tensor == 1)
 
 
