@@ -7,8 +7,9 @@ import sys
 
 from matplotlib.figure import Figure
 
-# Told apart by the colour-blind too (Okabe & Ito, 2008, "Color Universal Design").
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from gpt2_flax.training.sweep_summary import COLOURS, markdown_table
+
+__all__ = ["COLOURS", "Finding", "Report", "Row", "new_figure", "show"]
 
 Row = Mapping[str, str | int | float]
 
@@ -73,11 +74,8 @@ def new_figure(num_panels: int = 1) -> tuple[Figure, list]:
 
 def _markdown(rows: Sequence[Row]) -> str:
   """Rows as a table that reads well as it is; floats with 4 significant digits."""
-  cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-  lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-  return "\n".join(lines)
+  cells = [[_cell(value) for value in row.values()] for row in rows]
+  return markdown_table([list(rows[0]), *cells])
 
 
 def _cell(value: str | int | float) -> str:

@@ -76,10 +76,15 @@ def as_markdown(lines: Sequence[dict[str, Any]]) -> str:
     return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
   cells = [names, *([cell(line, name) for name in names] for line in lines)]
+  return markdown_table(cells) + "\n"
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> str:
+  """Rows of cells, the header first, as a table that reads well as it is."""
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   text = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
   text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-  return "\n".join(text) + "\n"
+  return "\n".join(text)
 
 
 def plot(rows: Sequence[Row], folder: pathlib.Path, path: pathlib.Path) -> None:
