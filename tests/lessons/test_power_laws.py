@@ -38,7 +38,8 @@ class FitTest(chex.TestCase):
     for law, known in ((PLANTED, True), (Law(40.0, 0.45, 90.0, 0.55, 1.7), False)):
       found = fit(SIZES, TOKENS, law(SIZES, TOKENS), floor_known=known)
       for name in ("A", "a", "B", "b", "E"):
-        self.assertAlmostEqual(getattr(found, name), getattr(law, name), 2, name)
+        planted = getattr(law, name)
+        self.assertLessEqual(abs(getattr(found, name) - planted), planted / 1000, name)
 
   def test_one_run_gone_astray_moves_it_little(self):
     gaps = noisy(PLANTED(SIZES, TOKENS), 0.02)
