@@ -4,7 +4,6 @@ A cache is a folder named by a hash of the files' content and of how they are cu
 changed text is another cache, and an unchanged one is found from anywhere.
 """
 
-import codecs
 from collections.abc import Iterable, Iterator
 import hashlib
 import itertools
@@ -18,6 +17,7 @@ import tqdm
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.files.atomic import replacing
 from gpt2_flax.files.cache import cache_folder
+from gpt2_flax.files.text import byte_blocks, text_blocks
 from gpt2_flax.tokenizer import (
   BPETokenizer,
   ByteTokenizer,
@@ -29,8 +29,8 @@ from gpt2_flax.tokenizer import (
 )
 
 FORMAT = 1  # counts up whenever the same text would be cut or stored differently
-PIECE_BYTES = 1 << 20
 MOST_BYTES = 16 << 20
+NAME = "data.path"  # what the files are given as
 BPE_TRAINING_PIECES = 64  # the first 64 MiB say enough about which pairs are frequent
 
 
@@ -89,20 +89,11 @@ def _make_tokenizer(
   return BPETokenizer.train(pieces, bpe_vocab_size)
 
 
-def _blocks(file: pathlib.Path) -> Iterator[bytes]:
-  try:
-    with file.open("rb") as opened:
-      while block := opened.read(PIECE_BYTES):
-        yield block
-  except OSError as error:
-    raise InputError(f"data.path: cannot read {file}: {error.strerror}") from error
-
-
 def _content_hash(files: list[pathlib.Path], about: list) -> str:
   digest = hashlib.sha256(json.dumps(about).encode())
   for file in files:
     digest.update(b"file")
-    for block in _blocks(file):
+    for block in byte_blocks(file, NAME):
       digest.update(block)
   return digest.hexdigest()[:32]
 
@@ -114,30 +105,20 @@ def _pieces(files: Iterable[pathlib.Path]) -> Iterator[str]:
   the same tokens as the whole. A text without a newline in MOST_BYTES is cut anywhere.
   """
   for file in files:
-    # bytes, then decode: reading as text would turn "\r\n" into "\n"
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    rest, num_read = "", 0
-    try:
-      for block in _blocks(file):
-        num_read += len(block)
-        rest += decoder.decode(block)
-        end = rest.rfind("\n", 0, -1)
-        while end > 0 and rest[end + 1].isspace():
-          end = rest.rfind("\n", 0, end)
-        if end <= 0 and len(rest) >= MOST_BYTES:
-          end = len(rest)
-        if end > 0:
-          yield rest[:end]
-          rest = rest[end:]
-      rest += decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-      where = num_read - len(error.object) + error.start
-      raise InputError(
-        f"data.path: {file} is not UTF-8: byte {where} is"
-        f" {error.object[error.start]:#04x}"
-      ) from error
-    if num_read == 0:
-      raise InputError(f"data.path: {file} is empty: must hold text")
+    rest, is_empty = "", True
+    for block in text_blocks(file, NAME):
+      rest += block
+      is_empty &= not block
+      end = rest.rfind("\n", 0, -1)
+      while end > 0 and rest[end + 1].isspace():
+        end = rest.rfind("\n", 0, end)
+      if end <= 0 and len(rest) >= MOST_BYTES:
+        end = len(rest)
+      if end > 0:
+        yield rest[:end]
+        rest = rest[end:]
+    if is_empty:
+      raise InputError(f"{NAME}: {file} is empty: must hold text")
     if rest:
       yield rest
 

@@ -18,6 +18,7 @@ from absl import flags
 
 from gpt2_flax.doors import command_line
 from gpt2_flax.errors import InputError
+from gpt2_flax.files.text import read_text
 
 command_line.define_model_flags()
 _TEXT = flags.DEFINE_string(
@@ -44,10 +45,7 @@ def _rounded(loss: float) -> dict[str, float]:
 def _on_text(path: str) -> dict[str, float]:
   from gpt2_flax.training.evaluation import text_loss
 
-  try:
-    text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"--text={path}: {error}") from error
+  text = read_text(path, "--text")
   model, params, tokenizer = command_line.load_model()
   prefix = [] if tokenizer.start_id is None else [tokenizer.start_id]
   total, num_targets = text_loss(

@@ -8,7 +8,6 @@ The text goes to stdout as it is made, the speed to stderr. Same seed, same text
 terminal, control characters are shown as escapes; files and pipes get them as they are.
 """
 
-import pathlib
 import sys
 import time
 
@@ -17,6 +16,7 @@ from absl import flags
 from gpt2_flax import terminal
 from gpt2_flax.doors import command_line
 from gpt2_flax.errors import InputError
+from gpt2_flax.files.text import read_text
 
 command_line.define_model_flags()
 _PROMPT = flags.DEFINE_string(
@@ -44,12 +44,7 @@ def _prompt() -> str:
     return _PROMPT.value
   if _PROMPT.value:
     raise InputError("--prompt and --prompt_file: give one of them")
-  if _PROMPT_FILE.value == "-":
-    return sys.stdin.read()
-  try:
-    return pathlib.Path(_PROMPT_FILE.value).read_text("utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"--prompt_file={_PROMPT_FILE.value}: {error}") from error
+  return read_text(_PROMPT_FILE.value, "--prompt_file")
 
 
 def _write(text: str, end: str = "\n") -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt2_flax.datasets import token_cache
 from gpt2_flax.errors import InputError, RunError
+from gpt2_flax.files import text
 from gpt2_flax.files.cache import cache_folder
 from gpt2_flax.tokenizer import BPETokenizer, tokenizer_json
 
@@ -36,7 +37,7 @@ class TokenCacheTest(chex.TestCase):
     tokenizer=("char", "byte", "bpe"), piece_bytes=(7, 64, 1 << 20)
   )
   def test_pieces_give_the_tokens_of_the_whole(self, tokenizer, piece_bytes):
-    with mock.patch.object(token_cache, "PIECE_BYTES", piece_bytes):
+    with mock.patch.object(text, "BLOCK_BYTES", piece_bytes):
       tokens, made = token_cache.tokenize([self.file], tokenizer, 300)
     self.assertEqual(tokens.dtype, np.uint16)
     self.assertEqual(tokens.tolist(), made.encode(TEXT))
@@ -82,7 +83,7 @@ class TokenCacheTest(chex.TestCase):
     content = TEXT.encode()
     self.file.write_bytes(content[:-3] + b"\xff" + content[-3:])
     with (
-      mock.patch.object(token_cache, "PIECE_BYTES", 10),
+      mock.patch.object(text, "BLOCK_BYTES", 10),
       self.assertRaisesRegex(InputError, rf"byte {len(content) - 3} is 0xff"),
     ):
       token_cache.tokenize([self.file], "byte", 300)

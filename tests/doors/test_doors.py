@@ -207,14 +207,14 @@ class DoorsTest(chex.TestCase):
     ("explain.py", ["RUN", f"--output={LONG}/x"], f"there is no folder {LONG}"),
     ("sample.py", ["--workdir=a", "--pretrained=b"], "give one of --workdir"),
     ("sample.py", ["RUN", "--top_p=0"], "top_p is 0.0: must be above 0"),
-    ("sample.py", ["RUN", "--prompt_file=no.txt"], "--prompt_file=no.txt"),
+    ("sample.py", ["RUN", "--prompt_file=no.txt"], "--prompt_file: no.txt cannot"),
     ("sample.py", ["RUN", "--num_samples=0"], "--num_samples=0: must be at least 1"),
     ("export.py", ["RUN"], "--output has no value"),
     ("export.py", ["RUN", "--output=tests"], "tests is not empty: choose a new folder"),
     ("evaluate.py", [], "give one of --workdir (a run) and --pretrained (weights)"),
     ("evaluate.py", ["--pretrained=x"], "--text has no value: --pretrained weights"),
     ("evaluate.py", ["RUN", "--stride=4"], "--text has no value: --stride"),
-    ("evaluate.py", ["RUN", "--text=no.txt"], "--text=no.txt"),
+    ("evaluate.py", ["RUN", "--text=no.txt"], "--text: no.txt cannot be read"),
     ("evaluate.py", ["RUN", f"--text={__file__}", "--stride=99"], "stride is 99"),
   )
   def test_bad_input_gives_one_line(self, door, flags, message):

@@ -10,6 +10,7 @@ import chex
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.files import json as json_files
+from gpt2_flax.files import text
 
 
 class ReadJsonTest(chex.TestCase):
@@ -57,3 +58,44 @@ class ReadJsonTest(chex.TestCase):
     self.assert_refused("is missing")
     os.mkfifo(self.path)  # opened, it would wait for who writes to it
     self.assert_refused("it is not a file")
+
+
+class ReadJsonLinesTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.path = pathlib.Path(folder) / "x.jsonl"
+
+  def read(self, content: str) -> list:
+    self.path.write_bytes(content.encode())
+    return list(json_files.read_json_lines(self.path, "--flag"))
+
+  @parameterized.parameters(1, 7, 1 << 20)
+  def test_each_line_an_object(self, block_bytes):
+    lines = ['\ufeff{"a": "\u2028\x85№"}\r', "", ' {"b": {"c": []}} ', " \t\r", "{}"]
+    objects = {1: {"a": "\u2028\x85№"}, 3: {"b": {"c": []}}, 5: {}}
+    expected = [(f"--flag: {self.path}, line {n}", o) for n, o in objects.items()]
+    with mock.patch.object(text, "BLOCK_BYTES", block_bytes):
+      self.assertEqual(self.read("\n".join(lines)), expected)
+      self.assertEqual(self.read("\n".join([*lines, "", ""])), expected)
+
+  @parameterized.parameters(
+    ("[1]", "line 2 is not a JSON object"),
+    ('{"a": 1} {"b": 2}', "line 2 is not JSON: Extra data"),
+    ('{"a": ', "line 2 is not JSON: Expecting value"),
+    ('{"a": "\\ud83d"}', "line 2 is not JSON: .*surrogates not allowed"),
+    ('{"a":' + "[" * 100 + "]" * 100 + "}", "line 2 is not JSON: nested more than 64"),
+  )
+  def test_refused(self, line, says):
+    with self.assertRaisesRegex(InputError, rf"^--flag: .*x\.jsonl, {says}"):
+      self.read('{"a": 1}\n' + line + '\n{"a": 2}')
+
+  def test_too_long(self):
+    line = '{"a": 1}'
+    with (
+      mock.patch.object(json_files, "MOST_BYTES", len(line) - 1),
+      self.assertRaisesRegex(InputError, "line 2 is too long: must have at most"),
+    ):
+      self.read("\n" + line)
+    with mock.patch.object(json_files, "MOST_BYTES", len(line)):
+      self.assertLen(self.read(line), 1)
