@@ -6,23 +6,31 @@ explicit cache: a pytree that goes into the model and comes out longer.
 Axes: B batch, T new tokens, S cache slots, H heads, K head_dim, V vocab_size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
-import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.errors import InputError, unknown_name
+from gpt2_flax.errors import InputError
+from gpt2_flax.layers.head_kernels import swap_heads
 from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.rows.prompts import bucket, checked_prompts
+from gpt2_flax.rows.repeats import ban_repeated_ngrams, penalise_seen
+from gpt2_flax.rows.windows import Windows
 from gpt2_flax.transformer import GPT2
 
-OVERFLOWS = ("stop", "slide")
 CHUNK = 16  # tokens made on the device before the host looks at them
+
+# Yours: (logits_BV, tokens_BS, slot) -> logits_BV, a pure function that jit can trace.
+# tokens_BS is what is in each slot, -1 where no token is; `slot` is the first free one,
+# so that tokens_BS[:, slot - 1] are the last tokens. In a long text that slides, only
+# what the model still sees is there.
+LogitsFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Sampling:
   Attributes:
     repetition_penalty: logits of tokens that are there already are divided by it
       where positive, else multiplied (Keskar et al., 2019, "CTRL", section 4.1).
+    no_repeat_ngram_size: no run of so many tokens comes twice; 0 allows all (Paulus
+      et al., 2018, "A Deep Reinforced Model for Abstractive Summarization", 2.5).
     temperature: divides the logits; 0 takes the most probable token (greedy).
     top_k: only the k most probable tokens; 0 for all.
     top_p: only the fewest tokens whose probabilities sum to p (Holtzman et al.,
@@ -45,6 +55,7 @@ class Sampling:
   top_p: float = 1.0
   min_p: float = 0.0
   repetition_penalty: float = 1.0
+  no_repeat_ngram_size: int = 0
 
   def __post_init__(self):
     for name, holds, allowed in (
@@ -53,6 +64,7 @@ class Sampling:
       ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
       ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
       ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+      ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (all) or more"),
     ):
       if not holds:
         raise InputError(f"{name} is {getattr(self, name)}: must be {allowed}")
@@ -65,6 +77,7 @@ class Decoding(NamedTuple):
     cache: one `KeyValues` [H, B, S, K] a layer.
     slot: int scalar, the first free slot.
     padding_B: how many slots at the beginning hold no token.
+    tokens_BS: int32, what is in each slot; -1 where no token is.
     logits_BV: for the token that goes into `slot`.
     seen_BV: bool, the tokens that are there already.
     done_B: bool, rows that have ended.
@@ -73,6 +86,7 @@ class Decoding(NamedTuple):
   cache: list[KeyValues]
   slot: jax.Array
   padding_B: jax.Array
+  tokens_BS: jax.Array
   logits_BV: jax.Array
   seen_BV: jax.Array
   done_B: jax.Array
@@ -94,12 +108,18 @@ def sample_token(
   seen_BV: jax.Array | None = None,
 ) -> jax.Array:
   """One token a row: int32 [B]."""
-  if sampling.repetition_penalty != 1 and seen_BV is not None:
-    penalty = sampling.repetition_penalty
-    penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    logits_BV = jnp.where(seen_BV, penalised_BV, logits_BV)
+  if seen_BV is not None:
+    logits_BV = penalise_seen(logits_BV, seen_BV, sampling.repetition_penalty)
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  return jax.random.categorical(key, warped(logits_BV, sampling)).astype(jnp.int32)
+
+
+def warped(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+  """The logits that a token is drawn by, from temperature to min_p: [B, V].
+
+  -inf where a token is out of the question. The temperature must be above 0.
+  """
   logits_BV = logits_BV / sampling.temperature
   if sampling.top_k:
     kth = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
@@ -114,7 +134,29 @@ def sample_token(
   if sampling.min_p:
     least = logits_BV.max(axis=-1, keepdims=True) + jnp.log(sampling.min_p)
     logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
-  return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+  return logits_BV
+
+
+def adjusted(
+  logits_BV: jax.Array,
+  state: "Decoding",
+  sampling: Sampling,
+  logits_function: LogitsFunction | None = None,
+) -> jax.Array:
+  """Logits after what depends on the tokens so far, and after your function: [B, V]."""
+  if sampling.repetition_penalty != 1:
+    logits_BV = penalise_seen(logits_BV, state.seen_BV, sampling.repetition_penalty)
+  if size := sampling.no_repeat_ngram_size:
+    logits_BV = ban_repeated_ngrams(logits_BV, state.tokens_BS, state.slot, size)
+  if logits_function is None:
+    return logits_BV
+  own_BV = logits_function(logits_BV, state.tokens_BS, state.slot)
+  if jnp.shape(own_BV) != logits_BV.shape:
+    raise InputError(
+      f"logits_function gave shape {list(jnp.shape(own_BV))}: must be"
+      f" {list(logits_BV.shape)}, as it was given"
+    )
+  return own_BV
 
 
 def _next_logits(
@@ -126,10 +168,11 @@ def _next_logits(
   padding_B: jax.Array,
 ) -> tuple[jax.Array, list[KeyValues]]:
   """Reads tokens into the slots from `slot` on; logits after the last, [B, V]."""
+  last_position = model.config.context_length - 1  # a row that is full may go on
   num_slots = cache[0].key.shape[2]
   is_token_B1S = (jnp.arange(num_slots)[None] >= padding_B[:, None])[:, None]
   slots = slot + jnp.arange(tokens_BT.shape[1])[None]
-  positions_BT = jnp.maximum(slots - padding_B[:, None], 0)
+  positions_BT = jnp.clip(slots - padding_B[:, None], 0, last_position)
   extended: Any = model.apply(
     params, tokens_BT, positions_BT, is_token_B1S, cache, slot, method="extend"
   )
@@ -158,28 +201,20 @@ def prefill(
   cache = empty_cache(model.config, batch_size, num_slots)
   logits_BV, cache = _next_logits(model, params, prompts_BT, cache, 0, padding_B)
   is_token_BT = jnp.arange(length)[None] >= padding_B[:, None]
+  tokens_BS = jnp.full((batch_size, num_slots), -1, jnp.int32)
+  tokens_BS = tokens_BS.at[:, :length].set(jnp.where(is_token_BT, prompts_BT, -1))
   row_B1 = jnp.arange(batch_size)[:, None]
   seen_BV = jnp.zeros(logits_BV.shape, bool).at[row_B1, prompts_BT].max(is_token_BT)
   done_B = jnp.zeros(batch_size, bool)
-  return Decoding(cache, jnp.int32(length), padding_B, logits_BV, seen_BV, done_B)
-
-
-def swap_heads(params: Any) -> Any:
-  """The heads' kernels [H, D, K] <-> [D, H, K], which is one matrix of all heads.
-
-  XLA multiplies a token with all heads at once. For that it would rearrange the
-  kernels at every token; swapped before, they stay as they are.
-  """
-
-  def swap(path: tuple, leaf: jax.Array) -> jax.Array:
-    names = {getattr(key, "key", None) for key in path}
-    return leaf.swapaxes(0, 1) if {"heads", "kernel"} <= names else leaf
-
-  return jax.tree_util.tree_map_with_path(swap, params)
+  return Decoding(
+    cache, jnp.int32(length), padding_B, tokens_BS, logits_BV, seen_BV, done_B
+  )
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "sampling", "stop_ids"), donate_argnames="state"
+  jax.jit,
+  static_argnames=("model", "sampling", "stop_ids", "logits_function"),
+  donate_argnames="state",
 )
 def decode(
   model: GPT2,
@@ -191,8 +226,11 @@ def decode(
   *,
   sampling: Sampling,
   stop_ids: tuple[int, ...] = (),
+  logits_function: LogitsFunction | None = None,
 ) -> tuple[Decoding, jax.Array]:
   """Appends up to CHUNK tokens in one loop on the device.
+
+  A row ends after a stop token, or when it has context_length tokens.
 
   Args:
     swapped_params: as `swap_heads` gives them.
@@ -200,6 +238,7 @@ def decode(
       number alone, not on how many are made in one call.
     num_tokens: how many to make now, at most CHUNK; fewer are made when all rows end.
     stop_ids: tokens that end a row.
+    logits_function: another one compiles anew, so define it once.
 
   Returns:
     The state, and int32 [B, CHUNK]; -1 after a row has ended.
@@ -212,40 +251,32 @@ def decode(
   def append(carry: tuple) -> tuple:
     state, out, step = carry
     token_key = jax.random.fold_in(key, num_made + step)
-    token_B = sample_token(token_key, state.logits_BV, sampling, state.seen_BV)
+    logits_BV = adjusted(state.logits_BV, state, sampling, logits_function)
+    token_B = sample_token(token_key, logits_BV, sampling)
     out = out.at[:, step].set(jnp.where(state.done_B, -1, token_B))
     # The barrier keeps the compiler from moving the swap back out of the loop.
     params = swap_heads(jax.lax.optimization_barrier(swapped_params))
     logits_BV, cache = _next_logits(
       model, params, token_B[:, None], state.cache, state.slot, state.padding_B
     )
+    full_B = state.slot + 1 - state.padding_B >= model.config.context_length
+    stopped_B = jnp.isin(token_B, jnp.array(stop_ids, jnp.int32))
     state = Decoding(
       cache=cache,
       slot=state.slot + 1,
       padding_B=state.padding_B,
+      tokens_BS=jax.lax.dynamic_update_slice(
+        state.tokens_BS, token_B[:, None], (0, state.slot)
+      ),
       logits_BV=logits_BV,
       seen_BV=state.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True),
-      done_B=state.done_B | jnp.isin(token_B, jnp.array(stop_ids, jnp.int32)),
+      done_B=state.done_B | full_B | stopped_B,
     )
     return state, out, step + 1
 
   out = jnp.full((len(state.done_B), CHUNK), -1, jnp.int32)
   state, out, _ = jax.lax.while_loop(unfinished, append, (state, out, 0))
   return state, out
-
-
-def _bucket(length: int, most: int) -> int:
-  """The next power of two, so that a new prompt length rarely means a new compile."""
-  return min(most, max(8, 1 << (length - 1).bit_length()))
-
-
-def _pad_left(texts: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, ...]:
-  """int32 [B, T], T a bucket of at most `most`, and each row's padding [B]."""
-  width = _bucket(max(map(len, texts)), most)
-  padded = np.zeros((len(texts), width), np.int32)
-  for row, text in zip(padded, texts, strict=True):
-    row[width - len(text) :] = text
-  return padded, np.array([width - len(text) for text in texts], np.int32)
 
 
 def stream(
@@ -258,53 +289,28 @@ def stream(
   sampling: Sampling = Sampling(),
   stop_ids: Sequence[int] = (),
   overflow: str = "stop",
+  logits_function: LogitsFunction | None = None,
 ) -> Iterator[list[list[int]]]:
   """As `generate`, a few tokens at a time: each item has the next ones of every row."""
-  if not model.config.causal:
-    raise InputError("model.causal is False: must be True to generate")
-  context_length = model.config.context_length
-  texts = [[int(token) for token in prompt] for prompt in prompts]
-  if not texts or min(map(len, texts)) == 0:
-    raise InputError("prompts: each must have at least one token")
-  for name, ids in (("prompts", itertools.chain(*texts)), ("stop_ids", stop_ids)):
-    for token in set(ids):
-      if not 0 <= token < model.config.vocab_size:
-        raise InputError(
-          f"{name}: token id is {token}: must be 0 to {model.config.vocab_size - 1}"
-        )
-  if num_tokens < 1:
-    raise InputError(f"num_tokens is {num_tokens}: must be at least 1")
-  if overflow not in OVERFLOWS:
-    raise unknown_name("overflow", overflow, OVERFLOWS)
-  longest = max(map(len, texts))
-  if longest >= context_length and (overflow == "stop" or context_length == 1):
-    raise InputError(
-      f"a prompt has {longest} tokens: must have fewer than model.context_length,"
-      f" which is {context_length}"
-    )
+  texts = checked_prompts(
+    model.config, prompts, num_tokens=num_tokens, stop_ids=stop_ids, overflow=overflow
+  )
   if key is None:
     if sampling.temperature > 0:
       raise InputError("key is None: sampling with a temperature needs one")
     key = jax.random.key(0)
 
+  windows = Windows(
+    texts, model.config.context_length, stop_ids=stop_ids, slides=overflow == "slide"
+  )
   swapped_params = swap_heads(params)
   state, room, made = None, 0, 0
-  while made < num_tokens:
-    if room == 0:
-      if state is not None and overflow == "stop":
-        return
-      # A full window keeps its newer half, which is read anew at positions from 0: a
-      # cached key depends on its position and cannot be moved.
-      if max(map(len, texts)) >= context_length:
-        recent = [text[-((context_length + 1) // 2) :] for text in texts]
-      else:
-        recent = texts
-      padded, padding = _pad_left(recent, context_length)
-      room = context_length - max(map(len, recent))
-      num_slots = padded.shape[1] + min(room, _bucket(num_tokens - made, room))
-      ended = None if state is None else state.done_B
+  while made < num_tokens and not all(windows.ended):
+    if state is None or room == 0:
+      padded, padding, room = windows.reread()
+      num_slots = padded.shape[1] + min(room, bucket(num_tokens - made, room))
       state = prefill(model, params, padded, padding, num_slots=num_slots)
-      state = state if ended is None else state._replace(done_B=ended)
+      state = state._replace(done_B=jnp.array(windows.ended))
     now = min(CHUNK, num_tokens - made, room)
     state, out = decode(
       model,
@@ -315,14 +321,10 @@ def stream(
       now,
       sampling=sampling,
       stop_ids=tuple(stop_ids),
+      logits_function=logits_function,
     )
-    new: list[list[int]] = [[t for t in row if t >= 0] for row in out.tolist()]
-    for text, tokens in zip(texts, new, strict=True):
-      text.extend(tokens)
     made, room = made + now, room - now
-    yield new
-    if bool(state.done_B.all()):
-      return
+    yield windows.append(np.asarray(out))
 
 
 def generate(
@@ -335,6 +337,7 @@ def generate(
   sampling: Sampling = Sampling(),
   stop_ids: Sequence[int] = (),
   overflow: str = "stop",
+  logits_function: LogitsFunction | None = None,
 ) -> list[list[int]]:
   """Continues each prompt.
 
@@ -343,9 +346,10 @@ def generate(
     num_tokens: how many to append at most.
     key: of the randomness; not needed when greedy.
     stop_ids: tokens that end a row; the row keeps the one that ended it.
-    overflow: what happens when context_length is full: "stop" ends the texts there,
-      "slide" forgets the older half of the window and goes on. The rows share their
-      window: it is full when the longest row fills it.
+    overflow: what happens to a row that has context_length tokens: "stop" ends it,
+      "slide" forgets the older half of its window and goes on.
+    logits_function: yours, called before each token is chosen: see `LogitsFunction`.
+      It comes after the penalties of `sampling` and before its temperature.
 
   Returns:
     The new tokens of each row.
@@ -363,6 +367,7 @@ def generate(
     sampling=sampling,
     stop_ids=stop_ids,
     overflow=overflow,
+    logits_function=logits_function,
   ):
     for row, tokens in zip(rows, new, strict=True):
       row.extend(tokens)

@@ -14,7 +14,6 @@ import pytest
 from gpt2_flax import generation
 from gpt2_flax.errors import InputError
 from gpt2_flax.generation import (
-  _bucket,
   CHUNK,
   decode,
   empty_cache,
@@ -26,7 +25,7 @@ from gpt2_flax.generation import (
 )
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.transformer import GPT2
-from tests.close import ROUNDINGS
+from tests.close import assert_close, ROUNDINGS
 
 GREEDY = Sampling(temperature=0)
 CONTEXT_LENGTH = 40
@@ -72,6 +71,7 @@ def continue_naively(
   text,
   num_tokens,
   repetition_penalty=1.0,
+  no_repeat_ngram_size=0,
   kind="learned",
   context_length=CONTEXT_LENGTH,
 ):
@@ -93,9 +93,13 @@ def continue_naively(
         logits[token] /= repetition_penalty
       else:
         logits[token] *= repetition_penalty
+    if size := no_repeat_ngram_size:
+      runs = {tuple(window[at : at + size]) for at in range(len(window) - size + 1)}
+      last = window[len(window) - size + 1 :]
+      logits[[(*last, token) in runs for token in range(11)]] = -1e9
     second, best = np.sort(logits)[-2:]
     # else roundings might decide: take other weights
-    assert best - second > 100 * ROUNDINGS * 2**-24 * abs(logits).max()
+    assert best - second > 100 * ROUNDINGS * 2**-24 * abs(logits[logits > -1e9]).max()
     text.append(int(logits.argmax()))
     window.append(text[-1])
   return text[-num_tokens:]
@@ -147,6 +151,14 @@ class GenerateTest(chex.TestCase):
     # As many tokens as there are positions, the last one included.
     self.assertEqual(continue_([prompt(8)], 60), [naive[: CONTEXT_LENGTH - 8]])
 
+  def test_each_row_writes_until_its_own_context_is_full(self):
+    naive = [continue_naively(text, CONTEXT_LENGTH - len(text)) for text in self.RAGGED]
+    self.assertEqual(continue_(self.RAGGED, 60), naive)
+
+  def test_each_row_slides_when_its_own_context_is_full(self):
+    naive = [continue_naively(text, 60) for text in self.RAGGED]
+    self.assertEqual(continue_(self.RAGGED, 60, overflow="slide"), naive)
+
   def test_a_context_of_odd_length_slides(self):
     args = dict(context_length=7)
     naive = continue_naively(prompt(9), 10, **args)
@@ -170,6 +182,62 @@ class GenerateTest(chex.TestCase):
     penalised = continue_naively(prompt(4), NUM_TOKENS, repetition_penalty=5.0)
     self.assertEqual(continue_([prompt(4)], sampling=sampling), [penalised])
     self.assertNotEqual(penalised, continue_naively(prompt(4), NUM_TOKENS))
+
+  @parameterized.parameters(1, 2, 3)
+  def test_no_run_of_tokens_comes_twice(self, size):
+    """In the window that the model sees: it slides in the course of it."""
+    sampling = Sampling(temperature=0, no_repeat_ngram_size=size)
+    length, num_tokens = (4, 7) if size == 1 else (8, 40)
+    args = dict(sampling=sampling, overflow="slide")
+    made = continue_([prompt(length)], num_tokens, **args)
+    naive = continue_naively(prompt(length), num_tokens, no_repeat_ngram_size=size)
+    self.assertEqual(made, [naive])
+    self.assertNotEqual(naive, continue_naively(prompt(length), num_tokens))
+
+  def test_your_function_of_the_logits_sees_the_text(self):
+    """It allows one token only, which it makes from the last one and the length."""
+
+    def count_up(logits_BV, tokens_BS, slot):
+      length_B = (tokens_BS >= 0).sum(axis=1)
+      wanted_B = (jnp.take(tokens_BS, slot - 1, axis=1) + length_B) % 11
+      return jnp.where(jnp.arange(11)[None] == wanted_B[:, None], logits_BV, -jnp.inf)
+
+    made = continue_(
+      self.RAGGED,
+      sampling=Sampling(),
+      key=random_key(0),
+      logits_function=count_up,
+    )
+    for text, row in zip(self.RAGGED, made, strict=True):
+      expected = list(text)
+      for _ in range(NUM_TOKENS):
+        expected.append((expected[-1] + len(expected)) % 11)
+      self.assertEqual(row, expected[len(text) :])
+
+  def test_your_function_comes_after_the_penalty_and_before_the_temperature(self):
+    """With these penalties, a seen token's logit is next to nothing or far below."""
+    seen = []
+
+    def look(logits_BV, tokens_BS, slot):
+      jax.debug.callback(lambda logits: seen.append(np.array(logits)), logits_BV)
+      return logits_BV
+
+    sampling = Sampling(temperature=1e-3, repetition_penalty=1e4)
+    args = dict(sampling=sampling, key=random_key(0), logits_function=look)
+    continue_([prompt(8)], 1, **args)
+    jax.effects_barrier()
+    plain = np.asarray(
+      model_at("learned", CONTEXT_LENGTH)(np.array([prompt(8) + [0] * 32]), 7)
+    )
+    expected = [
+      x if token not in prompt(8) else x / 1e4 if x > 0 else x * 1e4
+      for token, x in enumerate(plain)
+    ]
+    assert_close(seen[0][0], np.array(expected, "f4"))
+
+  def test_a_function_that_gives_another_shape_is_refused(self):
+    with self.assertRaisesRegex(InputError, r"gave shape \[1\]: must be \[1, 11\]"):
+      continue_([[1]], 1, logits_function=lambda logits, tokens, slot: logits[:, 0])
 
   def test_a_stop_token_ends_its_row_alone(self):
     whole = continue_(self.RAGGED, CONTEXT_LENGTH, overflow="slide")
@@ -344,7 +412,7 @@ class SamplingTest(chex.TestCase):
     ("min_p", -0.1),
     ("repetition_penalty", 0.0),
     ("min_p", 1.1),
-    ("repetition_penalty", 0.0),
+    ("no_repeat_ngram_size", -1),
   )
   def test_a_bad_setting_is_refused_by_field_and_value(self, field, value):
     with self.assertRaisesRegex(InputError, f"{field} is {value}: must be"):
@@ -361,7 +429,3 @@ class CacheTest(chex.TestCase):
     for leaf in jax.tree.leaves(cache):
       chex.assert_type(leaf, jnp.dtype(dtype))
       self.assertFalse(leaf.any())
-
-  @parameterized.parameters((1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (70, 100))
-  def test_bucket(self, length, expected):
-    self.assertEqual(_bucket(length, most=100), expected)
