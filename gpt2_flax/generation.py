@@ -211,6 +211,28 @@ def prefill(
   )
 
 
+def append(
+  model: GPT2, swapped_params: Any, state: Decoding, token_B: jax.Array
+) -> Decoding:
+  """The state after one more token in each row, int32 [B], was read."""
+  # The barrier keeps the compiler from moving the swap back out of a loop.
+  params = swap_heads(jax.lax.optimization_barrier(swapped_params))
+  logits_BV, cache = _next_logits(
+    model, params, token_B[:, None], state.cache, state.slot, state.padding_B
+  )
+  return Decoding(
+    cache=cache,
+    slot=state.slot + 1,
+    padding_B=state.padding_B,
+    tokens_BS=jax.lax.dynamic_update_slice(
+      state.tokens_BS, token_B[:, None], (0, state.slot)
+    ),
+    logits_BV=logits_BV,
+    seen_BV=state.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True),
+    done_B=state.done_B,
+  )
+
+
 @functools.partial(
   jax.jit,
   static_argnames=("model", "sampling", "stop_ids", "logits_function"),
@@ -248,34 +270,19 @@ def decode(
     state, _, step = carry
     return (step < num_tokens) & ~state.done_B.all()
 
-  def append(carry: tuple) -> tuple:
+  def choose(carry: tuple) -> tuple:
     state, out, step = carry
     token_key = jax.random.fold_in(key, num_made + step)
     logits_BV = adjusted(state.logits_BV, state, sampling, logits_function)
     token_B = sample_token(token_key, logits_BV, sampling)
     out = out.at[:, step].set(jnp.where(state.done_B, -1, token_B))
-    # The barrier keeps the compiler from moving the swap back out of the loop.
-    params = swap_heads(jax.lax.optimization_barrier(swapped_params))
-    logits_BV, cache = _next_logits(
-      model, params, token_B[:, None], state.cache, state.slot, state.padding_B
-    )
-    full_B = state.slot + 1 - state.padding_B >= model.config.context_length
+    state = append(model, swapped_params, state, token_B)
+    full_B = state.slot - state.padding_B >= model.config.context_length
     stopped_B = jnp.isin(token_B, jnp.array(stop_ids, jnp.int32))
-    state = Decoding(
-      cache=cache,
-      slot=state.slot + 1,
-      padding_B=state.padding_B,
-      tokens_BS=jax.lax.dynamic_update_slice(
-        state.tokens_BS, token_B[:, None], (0, state.slot)
-      ),
-      logits_BV=logits_BV,
-      seen_BV=state.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True),
-      done_B=state.done_B | full_B | stopped_B,
-    )
-    return state, out, step + 1
+    return state._replace(done_B=state.done_B | full_B | stopped_B), out, step + 1
 
   out = jnp.full((len(state.done_B), CHUNK), -1, jnp.int32)
-  state, out, _ = jax.lax.while_loop(unfinished, append, (state, out, 0))
+  state, out, _ = jax.lax.while_loop(unfinished, choose, (state, out, 0))
   return state, out
 
 
