@@ -6,6 +6,7 @@ import jax
 import optax
 
 from gpt2_flax.training.config import OptimizerConfig
+from gpt2_flax.training.muon import scale_by_muon, scaled_by_shape
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -38,15 +39,9 @@ def is_matrix(params: Any) -> Any:
   return _map_named(lambda name, _: name in ("kernel", "embedding"), params)
 
 
-def _muon_dimensions(params: Any) -> Any:
-  """Kernels are orthogonalised over their last two axes, each head by itself."""
-
-  def dimensions(name: str, _: jax.Array) -> Any:
-    if name == "kernel":
-      return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    return None  # embeddings, biases and norms are Adam's
-
-  return _map_named(dimensions, params)
+def _muon_labels(params: Any) -> Any:
+  """Kernels are Muon's; embeddings, biases and norms are Adam's."""
+  return _map_named(lambda name, _: "muon" if name == "kernel" else "adam", params)
 
 
 def make_optimizer(
@@ -75,11 +70,15 @@ def make_optimizer(
         mask=is_matrix,
       )
     case _:  # muon
-      rule = optax.contrib.muon(
-        schedule,
-        weight_decay=config.weight_decay,
-        adam_b1=config.beta1,
-        adam_b2=config.beta2,
-        muon_weight_dimension_numbers=_muon_dimensions,
+      of_kernels = optax.chain(
+        scale_by_muon(),
+        optax.stateless(lambda updates, _: scaled_by_shape(updates)),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
       )
+      of_others = optax.adamw(
+        schedule, b1=config.beta1, b2=config.beta2, weight_decay=0.0, nesterov=True
+      )
+      rules = {"muon": of_kernels, "adam": of_others}
+      rule = optax.partition(rules, _muon_labels)
   return optax.chain(clip, rule)

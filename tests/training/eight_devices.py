@@ -26,7 +26,7 @@ import pytest
 from configs import toy
 from gpt2_flax.datasets.pipeline import train_dataset
 from gpt2_flax.layers.layer_stacking import stack_layers
-from gpt2_flax.training import loop, loss, progress, together
+from gpt2_flax.training import loop, loss, muon, progress, together
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import CheckpointConfig, MeshConfig
 from gpt2_flax.training.evaluation import Evaluator
@@ -168,6 +168,11 @@ class EveryShapeTest(chex.TestCase):
     assert_trains_as_one_device_does(shape)
 
   @parameterized.parameters(*SHAPES)
+  def test_trains_as_one_device_does_under_muon(self, *shape):
+    found, expected = run(shape, "muon"), run(ONE, "muon")
+    assert_close(found.losses, expected.losses, 3 * ROUNDINGS, dtype=np.float32)
+
+  @parameterized.parameters(*SHAPES)
   def test_each_device_has_its_share_and_no_more(self, *shape):
     assert_each_device_has_its_share_and_no_more(*shape)
 
@@ -297,6 +302,21 @@ class DeepTest(chex.TestCase):
     expected = run(ONE, "muon", num_layers=2)
     assert_close(found.losses, expected.losses, 3 * ROUNDINGS, dtype=np.float32)
     self.assertNotIn(BATCH, sizes(found.program))
+
+
+class MuonTest(chex.TestCase):
+  @parameterized.parameters(P(), P(None, "fsdp", "tensor"))
+  def test_each_device_works_on_its_share_of_the_matrices(self, *laid_out):
+    shape = (13, 6, 10)  # two matrices for each device, at most
+    kernels = jax.random.normal(jax.random.key(0), shape)
+    expected = muon.orthogonalised(kernels)
+    mesh = make_mesh(MeshConfig(*EVERY_AXIS), parse(make_config())[0].train)
+    kernels = jax.device_put(kernels, NamedSharding(mesh, P(*laid_out)))
+    with spread_over(mesh):
+      compiled = jax.jit(muon.orthogonalised).lower(kernels).compile()
+    self.assertIn("f32[2,6,10]", compiled.as_text())
+    # three products of up to 10 terms, five times, each of which may treble an error
+    assert_close(compiled(kernels), expected, 5 * 3 * 10 * 8)
 
 
 class EvaluationTest(chex.TestCase):
