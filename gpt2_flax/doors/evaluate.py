@@ -5,24 +5,29 @@
     python evaluate.py --pretrained=openai-community/gpt2 --text=book.txt --stride=512
 
 Without --text it predicts what train.py did: the run's validation data, in the same
-windows. In a text each token is predicted from at least context_length - stride tokens
-before it (except at the text's beginning). A smaller stride costs more and gives each
-token more context. The last line is JSON.
+windows. With it, it follows the common recipe, so that published perplexities can be
+compared ("Perplexity of fixed-length models", in the documentation of transformers): a
+window as long as the context moves by --stride, and predicts the tokens that are new in
+it. A smaller stride costs more, and gives each more context. The last line is JSON.
 """
 
 import json
 import math
+import os
 import pathlib
+import tempfile
 
 from absl import flags
 
 from gpt2_flax.doors import command_line
 from gpt2_flax.errors import InputError
-from gpt2_flax.files.text import read_text
+from gpt2_flax.files.text import shown, text_blocks
 
 command_line.define_model_flags()
 _TEXT = flags.DEFINE_string(
-  "text", None, "The UTF-8 file to predict; default the run's validation data."
+  "text",
+  None,
+  "The UTF-8 file to predict, - for stdin; default the run's validation data.",
 )
 _STRIDE = flags.DEFINE_integer(
   "stride", 0, "How far the window moves over a text; 0: half the context."
@@ -43,22 +48,33 @@ def _rounded(loss: float) -> dict[str, float]:
 
 
 def _on_text(path: str) -> dict[str, float]:
+  import numpy as np
+
+  from gpt2_flax.datasets import token_cache
   from gpt2_flax.training.evaluation import text_loss
 
-  text = read_text(path, "--text")
-  model, params, tokenizer = command_line.load_model()
-  prefix = [] if tokenizer.start_id is None else [tokenizer.start_id]
-  total, num_targets = text_loss(
-    model,
-    params,
-    [*prefix, *tokenizer.encode(text)],
-    stride=_STRIDE.value,
-    batch_size=_BATCH_SIZE.value,
+  with tempfile.NamedTemporaryFile() as copy:
+    is_file, num_bytes = os.path.isfile(path), 0
+    for block in text_blocks(path, "--text"):
+      num_bytes += len(content := block.encode())
+      if not is_file:  # a pipe, which can be read only once
+        copy.write(content)
+    copy.flush()
+    if num_bytes == 0:
+      raise InputError(f"--text: {shown(path)} is empty: must hold text")
+    model, params, tokenizer = command_line.load_model()
+    file = pathlib.Path(path if is_file else copy.name)
+    tokens = token_cache.encode([file], tokenizer, "--text")
+  if tokenizer.start_id is not None:
+    tokens = np.concatenate([[tokenizer.start_id], tokens])
+  loss = text_loss(
+    model, params, tokens, stride=_STRIDE.value, batch_size=_BATCH_SIZE.value
   )
-  loss, num_bytes = total / num_targets, len(text.encode())
-  print(f"{num_targets:,} tokens predicted, {num_bytes:,} bytes")
+  print(f"{loss.count:,} tokens predicted, {num_bytes:,} bytes")
+  # with --stride as long as the context, a few are not predicted, but have bytes
+  total = loss.total / loss.count * (len(tokens) - 1)
   bits_per_byte = round(total / num_bytes / math.log(2), 5)
-  return {**_rounded(loss), "bits_per_byte": bits_per_byte, "tokens": num_targets}
+  return {**_rounded(loss.mean), "bits_per_byte": bits_per_byte, "tokens": loss.count}
 
 
 def _on_validation_data() -> dict[str, float]:

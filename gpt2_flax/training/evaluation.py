@@ -1,8 +1,7 @@
 """Validation: the exact loss beside the floor, and what the model writes."""
 
-from collections.abc import Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -123,43 +122,70 @@ class Evaluator:
     return float(np.mean(possible))
 
 
+class TextLoss(NamedTuple):
+  """How well a text is predicted.
+
+  Attributes:
+    mean: nats a token, as the recipe of `text_loss` takes the mean.
+    total: nats, summed over the tokens that are predicted, each once.
+    count: how many these are.
+  """
+
+  mean: float
+  total: float
+  count: int
+
+
 def text_loss(
-  model: GPT2, params: Any, tokens: Sequence[int], *, stride: int, batch_size: int
-) -> tuple[float, int]:
+  model: GPT2, params: Any, tokens: np.ndarray, *, stride: int, batch_size: int
+) -> TextLoss:
   """The loss of a whole text under a sliding window.
 
-  Args:
-    tokens: of the text; all but the first are predicted, each once.
-    stride: how far the window moves; each token but the first ones is predicted from
-      context_length - stride tokens at least. 0 means half the context.
-    batch_size: windows at once; it does not change the result.
+  It is the recipe of "Perplexity of fixed-length models" (Hugging Face's documentation
+  of transformers), so that exp(mean) compares with perplexities that are published. A
+  window of context_length tokens moves by `stride`. Each predicts those of its tokens
+  that no window before it had, from the tokens before them in the window. So a token
+  has context_length - stride tokens before it at least; with stride = context_length a
+  window's first token has none, and is not predicted.
 
-  Returns:
-    The sum in nats, and the number of tokens it is over.
+  In the mean, a window that had n tokens to predict counts n - 1 times, and the first
+  one as often as it predicts, which is one less than it has. That is the recipe's; in a
+  long text it makes no difference that is printed.
+
+  Args:
+    tokens: int [N], of the text.
+    stride: how far the window moves; 0 means half the context.
+    batch_size: windows at once; it does not change the result.
   """
   length = model.config.context_length
-  stride = stride or (length + 1) // 2
-  if not 1 <= stride <= length:
+  stride = stride or max(2, (length + 1) // 2)
+  if not 2 <= stride <= length:
     raise InputError(
-      f"stride is {stride}: must be 1 to model.context_length, which is {length}"
+      f"stride is {stride}: must be 2 to model.context_length, which is {length}"
     )
   if batch_size < 1:
     raise InputError(f"batch_size is {batch_size}: must be at least 1")
   if len(tokens) < 2:
     raise InputError(f"the text has {len(tokens)} token(s): must have at least 2")
-  ids = np.asarray(tokens, np.int32)
-  starts = range(0, max(1, len(ids) - 1 - length + stride), stride)
+  starts = range(0, max(1, len(tokens) - length + stride), stride)
   eval_step = make_eval_step(model)
-  total, count = 0.0, 0
-  for first in tqdm.tqdm(range(0, len(starts), batch_size), disable=None):
-    windows = np.full((batch_size, length + 1), -1, np.int32)
-    scored = np.zeros((batch_size, length), bool)
-    for row, start in enumerate(starts[first : first + batch_size]):
-      window = ids[start : start + length + 1]
-      windows[row, : len(window)] = window
-      scored[row, 0 if start == 0 else length - stride :] = True
-    batch = as_batch(windows)
-    batch["targets"] = np.where(scored, batch["targets"], -1)
-    batch_total, batch_count = jax.device_get(eval_step(params, batch))
-    total, count = total + float(batch_total), count + int(batch_count)
-  return total, count
+  weighted, weights, total, count = 0.0, 0, 0.0, 0
+  with tqdm.tqdm(total=len(starts), disable=None) as bar:
+    # the first window, those that are full, and the last
+    for alike in filter(None, (starts[:1], starts[1:-1], starts[1:][-1:])):
+      size = min(length, len(tokens) - alike[0])
+      num_seen = 0 if alike[0] == 0 else length - stride  # by the window before it
+      summed = 0.0
+      for first in range(0, len(alike), batch_size):
+        windows = np.full((batch_size, length + 1), -1, np.int32)
+        for row, start in enumerate(alike[first : first + batch_size]):
+          windows[row, :size] = tokens[start : start + size]
+        batch = as_batch(windows)
+        batch["targets"][:, : max(0, num_seen - 1)] = -1
+        batch_total, batch_count = jax.device_get(eval_step(params, batch))
+        summed, count = summed + float(batch_total), count + int(batch_count)
+        bar.update(min(batch_size, len(alike) - first))
+      weight = (size - num_seen - 1) * len(alike)
+      weighted += weight * summed / len(alike) / max(1, min(size - num_seen, size - 1))
+      weights, total = weights + weight, total + summed
+  return TextLoss(weighted / weights, total, count)

@@ -45,7 +45,7 @@ class TokenCacheTest(chex.TestCase):
 
   def test_made_once_and_anew_when_the_text_or_the_cut_changes(self):
     first, _ = token_cache.tokenize([self.file], "char", 300)
-    with mock.patch.object(token_cache, "_build", side_effect=AssertionError):
+    with mock.patch.object(token_cache, "_write", side_effect=AssertionError):
       again, _ = token_cache.tokenize([self.file], "char", 999)  # not for chars
     chex.assert_trees_all_equal(np.array(first), np.array(again))
     self.assertLen(self.caches(), 1)
@@ -69,7 +69,7 @@ class TokenCacheTest(chex.TestCase):
 
   def test_many_tokens_take_four_bytes(self):
     with mock.patch.object(BPETokenizer, "vocab_size", 70_000, create=True):
-      self.assertEqual(token_cache._dtype(BPETokenizer), np.uint32)
+      self.assertEqual(token_cache.token_dtype(BPETokenizer), np.uint32)
 
   def test_a_failure_leaves_nothing(self):
     with (
@@ -88,3 +88,36 @@ class TokenCacheTest(chex.TestCase):
     ):
       token_cache.tokenize([self.file], "byte", 300)
     self.assertEqual(self.caches(), [])
+
+  def test_a_tokenizer_that_is_given(self):
+    trained = BPETokenizer.train([TEXT], 280)
+    for _ in range(2):  # made, and found
+      tokens = token_cache.encode([self.file], trained, "--text")
+      self.assertEqual(tokens.tolist(), trained.encode(TEXT))
+    self.assertLen(self.caches(), 1)
+    self.file.write_bytes(b"caf\xe9")
+    with self.assertRaisesRegex(InputError, "^--text: .*text.txt is not UTF-8: byte 3"):
+      token_cache.encode([self.file], trained, "--text")
+
+  def test_a_tokenizer_that_begins_every_text_in_its_own_way(self):
+    """Pieces would get a space each, as the text has it at its beginning only."""
+    state = BPETokenizer.train([TEXT], 280).state()
+    state["tokenizer"]["pre_tokenizer"]["add_prefix_space"] = True
+    tokenizer = BPETokenizer(**state)
+    with mock.patch.object(text, "BLOCK_BYTES", 64):
+      tokens = token_cache.encode([self.file], tokenizer, "--text")
+    self.assertEqual(tokens.tolist(), tokenizer.encode(TEXT))
+    self.assertEqual(tokenizer.decode(tokens.tolist()), f" {TEXT}")
+
+  @parameterized.parameters(("byte", None), ("char", None), ("bpe", 0))
+  def test_between_documents_is_the_end_of_text(self, kind, border):
+    other = self.folder / "other.txt"
+    other.write_text("An other\none")
+    files = [self.file, other, self.file]
+    tokens, tokenizer = token_cache.tokenize(files, kind, 300)
+    self.assertEqual(tokenizer.end_of_text_id, border)
+    between = [] if border is None else [border]
+    one, two = tokenizer.encode(TEXT), tokenizer.encode("An other\none")
+    self.assertEqual(tokens.tolist(), [*one, *between, *two, *between, *one])
+    again = token_cache.encode(files, tokenizer, "--text")
+    self.assertEqual(again.tolist(), tokens.tolist())

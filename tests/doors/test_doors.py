@@ -112,23 +112,38 @@ class DoorsTest(chex.TestCase):
 
     model, params, tokenizer = load_run(self.folder / "run")
     tokens = tokenizer.encode(text)
-    total = 0.0
+    losses = []
     for target in range(1, len(tokens)):
-      # the first window whose end lies at the target or after it
-      start = 0 if target <= 16 else 4 * math.ceil((target - 16) / 4)
+      # the first window that has the target
+      start = 0 if target <= 15 else 4 * math.ceil((target - 15) / 4)
       window = jnp.array([tokens[start : start + 16]])
       scores = np.asarray(model.apply(params, window), np.float64)[
         0, target - 1 - start
       ]
-      total -= scores[tokens[target]] - np.log(np.exp(scores).sum())
-    loss = total / (len(tokens) - 1)
+      losses.append(np.log(np.exp(scores).sum()) - scores[tokens[target]])
+    # the recipe's mean: of n new tokens in a window n - 1 count
+    num_last = (len(tokens) - 16) % 4 or 4
+    weights = np.full(len(losses), 3 / 4)
+    weights[:15], weights[-num_last:] = 1, (num_last - 1) / num_last
+    loss = np.average(losses, weights=weights)
     expected = {
       "loss": loss,
       "perplexity": math.exp(loss),
-      "bits_per_byte": total / len(text.encode()) / math.log(2),
+      "bits_per_byte": np.sum(losses) / len(text.encode()) / math.log(2),
       "tokens": len(tokens) - 1,
     }
     assert_close(found, expected, 6 * ROUNDINGS, dtype=np.float32)
+
+  def test_a_text_from_stdin_is_that_of_the_file(self):
+    path = self.folder / "mark.txt"
+    path.write_text(f"\ufeff{TEXT[:90]}", "utf-8")
+    file = call("evaluate.py", self.run_flag, f"--text={path}")
+    stdin = call(
+      "evaluate.py", self.run_flag, "--text=-", stdin=path.read_text("utf-8")
+    )
+    self.assertEqual(file.returncode, 0, file.stderr)
+    self.assertEqual(file.stdout, stdin.stdout)
+    self.assertIn(f" {len(TEXT[:90].encode())} bytes", file.stdout)
 
   def test_without_a_text_it_is_the_runs_validation_data(self):
     found = call("evaluate.py", self.run_flag)
@@ -215,6 +230,7 @@ class DoorsTest(chex.TestCase):
     ("evaluate.py", ["--pretrained=x"], "--text has no value: --pretrained weights"),
     ("evaluate.py", ["RUN", "--stride=4"], "--text has no value: --stride"),
     ("evaluate.py", ["RUN", "--text=no.txt"], "--text: no.txt cannot be read"),
+    ("evaluate.py", ["RUN", "--text=-"], "--text: stdin is empty: must hold text"),
     ("evaluate.py", ["RUN", f"--text={__file__}", "--stride=99"], "stride is 99"),
   )
   def test_bad_input_gives_one_line(self, door, flags, message):

@@ -114,27 +114,44 @@ class EvaluatorTest(chex.TestCase):
 
 
 class TextLossTest(chex.TestCase):
-  @parameterized.parameters((0, 21), (1, 10), (3, 21), (3, 2), (8, 9), (8, 21))
-  def test_each_token_is_predicted_once_from_as_many_as_its_window_has(
-    self, stride, length
-  ):
-    config, params, tokens = self.text(length)
-    total, stride_of = 0.0, stride or 4  # 0: half the context
-    for target in range(1, length):  # from the first window that reaches it
-      start = stride_of * max(0, -(-(target - 8) // stride_of))
-      read = np.array([tokens[start:target]])
-      logits = reference_logits(params, read, config)[0, -1]
-      total += np.log(np.exp(logits).sum()) - logits[tokens[target]]
+  @parameterized.parameters(
+    (0, 21), (2, 10), (3, 21), (3, 23), (3, 2), (4, 8), (5, 9), (8, 9), (8, 21)
+  )
+  def test_is_that_of_the_common_recipe(self, stride, num_tokens):
+    """The loop of "Perplexity of fixed-length models", window by window, and its mean;
+    where the last window has one token for it, that counts for nothing."""
+    config, params, tokens = self.text(num_tokens)
+    stride_of = stride or 4  # 0: half the context
+    weighted, weights, total, count, end = 0.0, 0, 0.0, 0, 0
+    for begin in range(0, num_tokens, stride_of):
+      before, end = end, min(begin + 8, num_tokens)
+      window, num_new = tokens[begin:end], end - before
+      predicted = [i for i in range(1, len(window)) if i >= len(window) - num_new]
+      logits = reference_logits(params, np.array([window]), config)[0]
+      losses = [
+        np.log(np.exp(logits[i - 1]).sum()) - logits[i - 1, window[i]]
+        for i in predicted
+      ]
+      if losses:
+        weighted += np.mean(losses) * (num_new - 1)
+        weights += num_new - 1
+      total, count = total + np.sum(losses), count + len(losses)
+      if end == num_tokens:
+        break
     for batch_size in (1, 3):
-      found, count = text_loss(
+      found = text_loss(
         GPT2(config), params, tokens, stride=stride, batch_size=batch_size
       )
-      self.assertEqual(count, length - 1)
-      assert_close(found, total, dtype=np.float32)
+      self.assertEqual(found.count, count)
+      assert_close(found.total, total, dtype=np.float32)
+      assert_close(found.mean, weighted / weights, dtype=np.float32)
+    if stride_of < 8:  # each token once, but the first
+      self.assertEqual(count, num_tokens - 1)
 
   @parameterized.parameters(
-    (dict(stride=9), "stride is 9: must be 1 to model.context_length, which is 8"),
-    (dict(stride=-1), "stride is -1: must be 1 to"),
+    (dict(stride=9), "stride is 9: must be 2 to model.context_length, which is 8"),
+    (dict(stride=1), "stride is 1: must be 2 to"),
+    (dict(stride=-1), "stride is -1: must be 2 to"),
     (dict(batch_size=0), "batch_size is 0: must be at least 1"),
     (dict(length=1), r"the text has 1 token\(s\): must have at least 2"),
   )
@@ -150,4 +167,4 @@ class TextLossTest(chex.TestCase):
     key, shape = jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
     shapes = nn.unbox(jax.eval_shape(GPT2(config).init, key, shape))
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
-    return config, params, rng.integers(0, 11, length).tolist()
+    return config, params, rng.integers(0, 11, length).astype(np.uint16)
