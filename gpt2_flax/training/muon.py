@@ -12,8 +12,8 @@ import itertools
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import optax
 
 BETA = 0.95  # decay of the gradients' average
@@ -28,14 +28,14 @@ def scale_by_muon() -> optax.GradientTransformation:
   """
   theirs = optax.contrib.scale_by_muon(COEFFICIENTS, ITERATIONS, BETA)
 
-  def update(grads: Any, state: Any, params: Any = None):
+  def update(updates: Any, state: Any, params: Any = None):
     del params
     count = optax.safe_increment(state.count)
-    mean = optax.tree.update_moment(grads, state.mu, BETA, 1)
+    mean = optax.tree.update_moment(updates, state.mu, BETA, 1)
     ahead = jax.tree.map(
       lambda mean, grad: BETA * mean + (1 - BETA) * grad,
       optax.tree.bias_correction(mean, BETA, optax.safe_increment(count)),
-      optax.tree.bias_correction(grads, BETA, count),
+      optax.tree.bias_correction(updates, BETA, count),
     )
     return orthogonalised(ahead), state._replace(count=count, mu=mean)
 

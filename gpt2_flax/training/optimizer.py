@@ -79,6 +79,5 @@ def make_optimizer(
       of_others = optax.adamw(
         schedule, b1=config.beta1, b2=config.beta2, weight_decay=0.0, nesterov=True
       )
-      rules = {"muon": of_kernels, "adam": of_others}
-      rule = optax.partition(rules, _muon_labels)
+      rule = optax.partition({"muon": of_kernels, "adam": of_others}, _muon_labels)
   return optax.chain(clip, rule)

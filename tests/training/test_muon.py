@@ -1,7 +1,6 @@
 """Muon: what it makes of a matrix, and that its steps are those of optax's."""
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -34,9 +33,7 @@ class MuonTest(chex.TestCase):
 
   def test_several_steps_are_those_of_optax(self):
     params = matrices(0)
-    dimensions = {
-      name: optax.contrib.MuonDimensionNumbers(-2, -1) for name in params
-    }
+    dimensions = {name: optax.contrib.MuonDimensionNumbers(-2, -1) for name in params}
     theirs = optax.contrib.muon(0.1, muon_weight_dimension_numbers=dimensions)
     ours = optax.chain(
       muon.scale_by_muon(),
