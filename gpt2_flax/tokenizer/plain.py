@@ -13,6 +13,7 @@ class WordTokenizer(Tokenizer):
 
   kind = "word"
   start_id = 0
+  separator = " "
 
   def __init__(self, words: Sequence[str]):
     if not all(isinstance(word, str) for word in words):
@@ -33,7 +34,7 @@ class WordTokenizer(Tokenizer):
     return [self._ids[word] for word in text.split()]
 
   def decode(self, ids: Sequence[int]) -> str:
-    return " ".join(self.words[i - 1] for i in ids if i != self.start_id)
+    return self.separator.join(self.words[i - 1] for i in ids if i != self.start_id)
 
   def state(self) -> dict:
     return {"words": self.words}
@@ -94,6 +95,7 @@ class NumberTokenizer(Tokenizer):
   """Tokens without a text: each is shown as its id, with white space between."""
 
   kind = "number"
+  separator = " "
 
   def __init__(self, vocab_size: int):
     if type(vocab_size) is not int or not 1 <= vocab_size <= MOST_TOKENS:
@@ -107,7 +109,7 @@ class NumberTokenizer(Tokenizer):
     return [int(word) for word in text.split()]
 
   def decode(self, ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
+    return self.separator.join(map(str, ids))
 
   def state(self) -> dict:
     return {"vocab_size": self.vocab_size}

@@ -16,12 +16,14 @@ class Tokenizer(abc.ABC):
     start_id: the token that every sequence begins with, or None. `encode` does not
       add it: it belongs to a sequence, not to its text.
     end_of_text_id: the token between documents, or None. A text may start after it.
+    separator: what `decode` puts between tokens that are words.
   """
 
   kind: ClassVar[str]
   vocab_size: int
   start_id: int | None = None
   end_of_text_id: int | None = None
+  separator: str = ""
 
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
