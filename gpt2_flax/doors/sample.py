@@ -4,6 +4,7 @@
     python sample.py --pretrained=openai-community/gpt2 --prompt="Once upon" --top_k=40
     echo "To be" | python sample.py --workdir=runs/text --prompt_file=-
     python sample.py --workdir=runs/text --prompts=prompts.jsonl --stop=.
+    python sample.py --workdir=runs/text --interactive
 
 The text goes to stdout as it is made, the speed to stderr; of --prompts, a JSON line
 each. Same seed, same text. On a terminal, control characters are shown as escapes;
@@ -33,6 +34,12 @@ _PROMPTS = flags.DEFINE_string(
   None,
   'Many: a file with one in each line, or JSON lines with "prompt" (.jsonl); - for'
   " stdin. Gives JSON lines with the completion and why it ended.",
+)
+_INTERACTIVE = flags.DEFINE_bool(
+  "interactive",
+  False,
+  "You and the model write in turn: it goes on after each of your lines. Ctrl-C stops"
+  " it, Ctrl-D ends.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Texts of --prompts at once.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "How many texts, of a prompt.")
@@ -75,6 +82,9 @@ def main() -> int:
     prompt = read_text(_PROMPT_FILE.value, "--prompt_file")
   settings = _settings()
   loaded = command_line.load_model()
+  if _INTERACTIVE.value:
+    _converse(loaded, prompt, settings)
+    return 0
   began = time.perf_counter()
   if _PROMPTS.value is not None:
     num_made = _answer_file(loaded, _PROMPTS.value, settings)
@@ -98,6 +108,12 @@ def _check_flags() -> None:
   given = [f"--{flag.name}" for flag in (_PROMPT, _PROMPT_FILE, _PROMPTS) if flag.value]
   if len(given) > 1:
     raise InputError(f"{' and '.join(given)}: give one of them")
+  if _INTERACTIVE.value:
+    for flag in (_PROMPTS, _NUM_SAMPLES, _NUM_BEAMS, _OVERFLOW):
+      if flag.present:
+        raise InputError(f"--{flag.name}: not with --interactive")
+    if _PROMPT_FILE.value == "-":
+      raise InputError("--prompt_file=-: not with --interactive, which reads stdin")
   if _NUM_BEAMS.value == 1:
     if _LENGTH_PENALTY.present:
       raise InputError("--length_penalty: only beams have one; give --num_beams")
@@ -152,6 +168,20 @@ def _stream(loaded: Loaded, prompt: str, settings: dict[str, Any]) -> int:
     num_made += piece.num_tokens
   _show("")
   return num_made
+
+
+def _converse(loaded: Loaded, prompt: str, settings: dict[str, Any]) -> None:
+  """Lines from stdin and the model's answers, after the prompt."""
+  from gpt2_flax.doors.interactive import converse
+  from gpt2_flax.writing.conversation import Conversation
+
+  num_tokens = settings.pop("num_tokens")
+  del settings["overflow"]  # it slides
+  conversation = Conversation(*loaded, **settings)
+  if prompt:
+    conversation.say(prompt)
+    _show(prompt)
+  converse(conversation, num_tokens)
 
 
 def _write_several(loaded: Loaded, prompt: str, settings: dict[str, Any]) -> int:

@@ -1,0 +1,161 @@
+"""A person and a model write one text; what was read is not read again."""
+
+import functools
+from unittest import mock
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt2_flax import GPT2, GPT2Config, InputError
+from gpt2_flax.generation import CHUNK, generate, Sampling
+from gpt2_flax.tokenizer import ByteTokenizer
+from gpt2_flax.writing import conversation
+from gpt2_flax.writing.conversation import Conversation
+
+CONTEXT_LENGTH = 64
+PLAIN = Sampling(temperature=0)
+PICKY = Sampling(temperature=0, repetition_penalty=1.5, no_repeat_ngram_size=2)
+
+
+@functools.cache
+def model_and_params():
+  config = GPT2Config(
+    vocab_size=128,
+    context_length=CONTEXT_LENGTH,
+    num_layers=1,
+    num_heads=2,
+    embed_dim=16,
+    positional_encoding="learned",
+  )
+  model = GPT2(config)
+  key = jax.random.key(1, impl="unsafe_rbg")
+  params = nn.unbox(jax.jit(model.init)(key, jnp.zeros((1, 1), int)))
+  return model, jax.tree.map(lambda x: x if x.ndim == 1 else 20 * x, params)
+
+
+def begin(**settings):
+  settings = dict(sampling=PLAIN, key=jax.random.key(0)) | settings
+  return Conversation(*model_and_params(), ByteTokenizer(), **settings)
+
+
+def expected(text, num_tokens, sampling=PLAIN):
+  [new] = generate(
+    *model_and_params(),
+    [list(text.encode())],
+    num_tokens=num_tokens,
+    sampling=sampling,
+    overflow="slide",
+  )
+  return bytes(new).decode()
+
+
+class ConversationTest(chex.TestCase):
+  def test_each_turn_reads_what_is_new_and_goes_on_from_all(self):
+    """By rules that look back at the turns before, too."""
+    talk, text, read = begin(sampling=PICKY), "", []
+    real = conversation._read
+
+    def counted(model, params, state, tokens, slot, length):
+      read.append((slot, length))
+      return real(model, params, state, tokens, slot, length)
+
+    with mock.patch.object(conversation, "_read", counted):
+      for line, number in (("abc", 6), ("de", 10), ("", 3), ("fghijklmn", 5)):
+        talk.say(line)
+        text += line
+        written = "".join(talk.write(number))
+        self.assertEqual(written, expected(text, number, PICKY))
+        text += written
+        self.assertEqual(bytes(talk.tokens).decode(), text)
+    # "" was read already
+    self.assertEqual(read, [(0, 3), (9, 2), (24, 9)])
+
+  def test_goes_on_from_what_was_shown(self):
+    """Not from the stop string, nor from what the loop made after it."""
+    whole = expected("abc", 30)
+    stop = whole[4:7]
+    self.assertEqual(whole.find(stop), 4)
+    talk = begin(stop=[stop])
+    talk.say("abc")
+    self.assertEqual("".join(talk.write(30)), whole[:4])
+    self.assertEqual(bytes(talk.tokens).decode(), "abc" + whole[:4])
+    for line in ("", "x"):  # the last token is read again, and a line after it
+      talk.say(line)
+      before = bytes(talk.tokens).decode()
+      shown = "".join(talk.write(9))
+      self.assertEqual(shown, expected(before, 9).partition(stop)[0])
+
+  def test_goes_on_from_what_was_yielded_when_the_turn_was_ended(self):
+    talk = begin()
+    talk.say("abc")
+    pieces = talk.write(40)
+    shown = next(pieces)
+    pieces.close()
+    self.assertLen(shown, CHUNK)
+    self.assertEqual(bytes(talk.tokens).decode(), "abc" + shown)
+    talk.say("de")
+    self.assertEqual("".join(talk.write(5)), expected("abc" + shown + "de", 5))
+
+  def test_a_stop_token_is_no_part_of_it(self):
+    whole = expected("abc", 30)
+    stop = ord(whole[5])
+    talk = begin(stop_ids=[stop])
+    talk.say("abc")
+    written = "".join(talk.write(30))
+    self.assertEqual(written, whole.partition(chr(stop))[0])
+    talk.say("b")
+    after = expected("abc" + written + "b", 9).partition(chr(stop))[0]
+    self.assertEqual("".join(talk.write(9)), after)
+
+  def test_a_stop_string_may_cut_a_token_in_two(self):
+    class Pairs(ByteTokenizer):
+      """From 64 on, a token is two letters."""
+
+      def decode(self, ids):
+        return "".join(chr(i) if i < 64 else 2 * chr(i - 64) for i in ids)
+
+    def say_pairs(logits_BV, tokens_BS, slot):
+      wanted = jnp.where(slot == 1, 64 + ord("1"), 64 + ord("2"))
+      return jnp.where(jnp.arange(128)[None] == wanted, 0 * logits_BV, -jnp.inf)
+
+    talk = Conversation(
+      *model_and_params(),
+      Pairs(),
+      key=jax.random.key(0),
+      sampling=PLAIN,
+      stop=["122"],
+      logits_function=say_pairs,
+    )
+    talk.say("#")
+    self.assertEqual("".join(talk.write(5)), "1")
+    self.assertEqual(talk.tokens, [ord("#"), ord("1")])
+
+  def test_a_full_context_forgets_its_older_half(self):
+    talk = begin()
+    talk.say("abc")
+    self.assertEqual("".join(talk.write(100)), expected("abc", 100))
+    # a line that fills it, and one that is longer than all of it
+    for line in ("d" * 30, "e" * 90):
+      talk.say(line)
+      text = bytes(talk.tokens).decode()
+      self.assertEqual("".join(talk.write(20)), expected(text, 20))
+      self.assertLessEqual(len(talk.tokens), CONTEXT_LENGTH)
+
+  def test_turns_draw_anew(self):
+    talk = begin(sampling=Sampling(temperature=1e6))
+    turns = []
+    for _ in range(2):
+      talk.say("a")
+      turns.append("".join(talk.write(8)))
+    self.assertNotEqual(*turns)
+
+  def test_refuses_what_the_tokenizer_refuses_and_goes_on(self):
+    talk = begin()
+    with self.assertRaisesRegex(InputError, "the prompt is empty"):
+      talk.say("")
+    with self.assertRaisesRegex(InputError, "at least one token"):
+      next(talk.write(3))
+    talk.say("abc")
+    self.assertEqual("".join(talk.write(4)), expected("abc", 4))
