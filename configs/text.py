@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.data.tokenizer = "char"  # char, byte, bpe, init_from, a tokenizer.json
     config.data.bpe_vocab_size = 1024  # how many tokens bpe is trained to have
     config.data.validation_fraction = 0.1  # the share at the end kept for validation
+    config.data.pack = "joined"  # or separate: documents in a window are as if alone
   config.model.context_length = 64
   config.model.num_layers = 4
   config.model.embed_dim = 128

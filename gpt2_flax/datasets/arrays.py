@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from gpt2_flax.datasets.dataset import Dataset
-from gpt2_flax.errors import InputError
+from gpt2_flax.datasets.dataset import as_batch, Batch, Dataset
+from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.tokenizer import (
   NumberTokenizer,
   read_tokenizer,
@@ -23,6 +23,7 @@ from gpt2_flax.tokenizer import (
 )
 
 AT_ONCE = 1 << 24  # ids that are looked at together
+PACKS = ("joined", "separate")  # how documents share a window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ArrayConfig:
       are shown as numbers.
     vocab_size: how many tokens there are where there is no tokenizer; 0 for the largest
       id and one more.
+    pack: see `TokenWindows`.
   """
 
   name: ClassVar = "array"
@@ -47,9 +49,11 @@ class ArrayConfig:
   validation_fraction: float = 0.1
   tokenizer: str = ""
   vocab_size: int = 0
+  pack: str = "joined"
 
   def __post_init__(self):
     require_fraction(self.validation_fraction)
+    require_pack(self.pack)
     if self.vocab_size < 0:
       raise InputError(f"data.vocab_size is {self.vocab_size}: must be 0 or more")
     if self.vocab_size and self.tokenizer:
@@ -78,19 +82,27 @@ class ArrayConfig:
           f"{name} has token id {token}: must be below {tokenizer.vocab_size}, the"
           " number of tokens"
         )
-    train, *validation = arrays.values()
-    if not validation:
-      train, validation = split(train, self.validation_fraction)
-      return TokenWindows(train, validation, tokenizer, context_length, self.path)
-    return TokenWindows(train, validation[0], tokenizer, context_length, self.path)
+    train, *others = arrays.values()
+    train, validation = (
+      (train, others[0]) if others else split(train, self.validation_fraction)
+    )
+    return TokenWindows(
+      train, validation, tokenizer, context_length, self.path, self.pack
+    )
 
 
 class TokenWindows(Dataset):
   """Windows of token arrays: training ones start anywhere, validation ones end to end.
 
+  A window may hold parts of several documents, which the tokenizer's end-of-text token
+  divides. It is the last target of one document and the first input of the next, as in
+  `Tokenizer.start`. With pack "joined" tokens see across it. With "separate" the model
+  does with each document in a window what it does with that document alone.
+
   Args:
     train, validation: ids, integers [N].
     name: of the data, for errors.
+    pack: one of PACKS.
   """
 
   def __init__(
@@ -100,9 +112,16 @@ class TokenWindows(Dataset):
     tokenizer: Tokenizer,
     context_length: int,
     name: str,
+    pack: str = "joined",
   ):
     self.tokenizer, self.context_length = tokenizer, context_length
     self._tokens: Mapping[str, np.ndarray] = {"train": train, "validation": validation}
+    self._border = tokenizer.end_of_text_id if pack == "separate" else None
+    if pack == "separate" and self._border is None:
+      raise InputError(
+        "data.pack is 'separate': must be 'joined' with this tokenizer, of kind"
+        f" {tokenizer.kind!r}, which has no end-of-text token between documents"
+      )
     if len(train) < context_length + 1 or len(validation) < 2:
       raise InputError(
         f"data.path is {name!r}, {len(train) + len(validation)} tokens, of which"
@@ -124,11 +143,24 @@ class TokenWindows(Dataset):
     window[: len(tokens)] = tokens
     return window
 
+  def batch(self, windows: np.ndarray) -> Batch:
+    batch = as_batch(windows)
+    if self._border is None:
+      return batch
+    begins = windows[:, :-1] == self._border
+    return batch | {"documents": np.cumsum(begins, axis=1, dtype=np.int32)}
+
 
 def split(tokens: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
   """The tokens for training, and the share at the end that is for validation."""
   num_validation = round(len(tokens) * fraction)
   return tokens[: len(tokens) - num_validation], tokens[len(tokens) - num_validation :]
+
+
+def require_pack(pack: str) -> None:
+  """Raises an InputError unless it is one of PACKS."""
+  if pack not in PACKS:
+    raise unknown_name("data.pack", pack, PACKS)
 
 
 def require_fraction(fraction: float) -> None:

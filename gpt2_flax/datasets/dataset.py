@@ -43,7 +43,9 @@ class Dataset(abc.ABC):
     """What the model reads and what it is to say: "inputs" and "targets".
 
     Targets are the next tokens. A dataset that overrides this may ask for something
-    else, and its windows may have another length.
+    else, and its windows may have another length. It may add "documents", int [B, T]:
+    a number for each token; then tokens see those of their own number only, and
+    positions count from 0 in each (`layers.masks.apart`).
     """
     return as_batch(windows)
 

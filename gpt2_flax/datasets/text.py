@@ -12,7 +12,12 @@ import sys
 from typing import ClassVar
 
 from gpt2_flax.datasets import token_cache
-from gpt2_flax.datasets.arrays import require_fraction, split, TokenWindows
+from gpt2_flax.datasets.arrays import (
+  require_fraction,
+  require_pack,
+  split,
+  TokenWindows,
+)
 from gpt2_flax.errors import InputError
 from gpt2_flax.files.cache import cache_folder
 
@@ -23,13 +28,15 @@ class TextConfig:
 
   Attributes:
     path: a file, a folder (all .txt files in it), a glob such as "books/**/*.txt", or
-      an http(s) URL; files are read in name order, a URL is downloaded once.
+      an http(s) URL; files are read in name order, a URL is downloaded once. Each file
+      is a document: see `token_cache.tokenize`.
     tokenizer: "char" (those that occur), "byte", "bpe" (trained on this text),
       "init_from" (that of the weights the run starts from), or a tokenizer.json or the
       folder of one.
     validation_fraction: the share at the end that is kept for validation.
     bpe_vocab_size: how many tokens "bpe" is trained to have.
     sha256: of the content at a URL; other content is refused.
+    pack: how documents share a window: see `arrays.TokenWindows`.
   """
 
   name: ClassVar = "text"
@@ -38,9 +45,11 @@ class TextConfig:
   validation_fraction: float = 0.1
   bpe_vocab_size: int = 1024
   sha256: str = ""
+  pack: str = "joined"
 
   def __post_init__(self):
     require_fraction(self.validation_fraction)
+    require_pack(self.pack)
     if not 257 <= self.bpe_vocab_size <= 1 << 20:
       raise InputError(
         f"data.bpe_vocab_size is {self.bpe_vocab_size}: must be 257 (256 bytes and the"
@@ -52,7 +61,9 @@ class TextConfig:
       find_files(self.path, self.sha256), self.tokenizer, self.bpe_vocab_size
     )
     train, validation = split(tokens, self.validation_fraction)
-    return TokenWindows(train, validation, tokenizer, context_length, self.path)
+    return TokenWindows(
+      train, validation, tokenizer, context_length, self.path, self.pack
+    )
 
 
 def find_files(path: str, sha256: str = "") -> list[pathlib.Path]:

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_flax.layers.masks import apart
 from gpt2_flax.transformer import GPT2
 
-# Inputs and targets as `Dataset.batch` gives them, on the host or on devices
+# As `Dataset.batch` gives it, on the host or on devices
 Batch = Mapping[str, jax.Array | np.ndarray]
 
 # (model, params, batch, rngs) -> the summed loss, float32 scalar, and the number of
@@ -51,12 +52,16 @@ def summed_loss(
 
   Args:
     model: a GPT2, or what `interpret.edited` returns.
-    batch: "inputs" and "targets", int [B, T]; a target of -1 does not count.
+    batch: "inputs" and "targets", int [B, T]; a target of -1 does not count. Where it
+      has "documents" too, none sees another: see `masks.apart`.
     rngs: {"dropout": key} to train with dropout.
     num_devices: over how many the batch and the vocabulary are split; it decides the
       size of chunks, not the result.
   """
-  hidden_BTD = model.apply(params, batch["inputs"], rngs=rngs, method="hidden")
+  borders = apart(jnp.asarray(batch["documents"])) if "documents" in batch else ()
+  hidden_BTD = model.apply(
+    params, batch["inputs"], *borders, rngs=rngs, method="hidden"
+  )
   tied = model.config.tied_embeddings
   output = params["params"]["token_embedding" if tied else "output_embedding"]
   targets_BT = jnp.asarray(batch["targets"])

@@ -5,11 +5,20 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gpt2_flax.datasets.arrays import ArrayConfig
+from gpt2_flax.datasets.arrays import ArrayConfig, PACKS
+from gpt2_flax.datasets.text import TextConfig
 from gpt2_flax.errors import InputError
+from gpt2_flax.layers.masks import apart
+from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.tokenizer import ByteTokenizer, NumberTokenizer, tokenizer_json
+from gpt2_flax.transformer import GPT2
+from tests.close import assert_close
+from tests.reference import reference_logits
 
 IDS = np.arange(100) * 37 % 101
 
@@ -105,3 +114,76 @@ class NumberTokenizerTest(chex.TestCase):
     for size in (0, True, 1 << 21, "3"):
       with self.assertRaisesRegex(InputError, "vocab_size is .*: must be 1 to"):
         NumberTokenizer(size)
+
+
+class SeparateTest(chex.TestCase):
+  """Documents in a window, as the end-of-text token divides them."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    for name, text in (("a", "one two"), ("b", "three"), ("c", "four five six")):
+      (self.folder / f"{name}.txt").write_text(text * 3)
+
+  def make(self, context_length=8, **fields):
+    config = TextConfig(str(self.folder), bpe_vocab_size=258, **fields)
+    return config.make(context_length)
+
+  def test_a_document_begins_with_the_border_and_has_the_next_as_its_last_target(self):
+    dataset = self.make(tokenizer="bpe", pack="separate")
+    border = dataset.tokenizer.end_of_text_id
+    self.assertEqual(border, 0)
+    windows = np.array([[5, 6, 0, 7, 8, 9, 0, 0, 4], [0, 1, 2, 3, 0, 5, -1, -1, -1]])
+    batch = dataset.batch(windows)
+    self.assertEqual(set(batch), {"inputs", "targets", "documents"})
+    np.testing.assert_array_equal(batch["targets"], windows[:, 1:])
+    np.testing.assert_array_equal(batch["inputs"][0], windows[0, :-1])
+    self.assertEqual(batch["documents"].dtype, np.int32)
+    self.assertEqual(batch["documents"].tolist()[0], [0, 0, 1, 1, 1, 1, 2, 3])
+    self.assertEqual(batch["documents"].tolist()[1][:6], [1, 1, 1, 1, 2, 2])
+
+  def test_joined_is_the_same_without(self):
+    separate, joined = (self.make(tokenizer="bpe", pack=pack) for pack in PACKS[::-1])
+    self.assertEqual(PACKS, ("joined", "separate"))
+    for split in ("train", "validation"):
+      windows = np.stack([d.window(split, 0)[None] for d in (separate, joined)])
+      np.testing.assert_array_equal(windows[0], windows[1])
+    batches = [d.batch(windows[0]) for d in (separate, joined)]
+    del batches[0]["documents"]
+    chex.assert_trees_all_equal(*batches)
+
+  def test_each_is_in_the_window_what_it_is_alone(self):
+    dataset = self.make(60, tokenizer="bpe", pack="separate")
+    batch = dataset.batch(dataset.window("train", 0)[None])
+    shape = dict(num_layers=1, num_heads=2, embed_dim=8, positional_encoding="learned")
+    model = GPT2(GPT2Config(dataset.tokenizer.vocab_size, 60, **shape))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch["inputs"]))
+    params = jax.tree.map(lambda x: 5 * np.array(x), params)
+    hidden = model.apply(
+      params, batch["inputs"], *apart(jnp.array(batch["documents"])), method="hidden"
+    )
+    logits = np.asarray(model.apply(params, hidden, method="unembed"))[0]
+    texts = [(self.folder / f"{name}.txt").read_text() for name in "abc"]
+    ids = [dataset.tokenizer.encode(text) for text in texts]
+    ends = np.cumsum([len(document) for document in ids]) + np.arange(3)
+    alone = [ids[0], [0, *ids[1]], [0, *ids[2]]]
+    for document, end in zip(alone, ends, strict=True):
+      place = slice(end - len(document), min(end, 60))
+      shown = np.array([document[: place.stop - place.start]])
+      self.assertEqual(batch["inputs"][0, place].tolist(), shown[0].tolist())
+      expected = reference_logits(params, shown, model.config)[0]
+      assert_close(logits[place], expected, dtype=np.float32)
+
+  @parameterized.parameters("char", "byte")
+  def test_a_tokenizer_without_a_border_is_refused(self, tokenizer):
+    self.make(tokenizer=tokenizer)
+    with self.assertRaisesRegex(InputError, f"data.pack .* of kind '{tokenizer}', "):
+      self.make(tokenizer=tokenizer, pack="separate")
+    np.save(self.folder / "ids.npy", IDS)
+    with self.assertRaisesRegex(InputError, "data.pack .* of kind 'number', "):
+      ArrayConfig(str(self.folder / "ids.npy"), pack="separate").make(4)
+
+  @parameterized.parameters(TextConfig, ArrayConfig)
+  def test_an_unknown_way(self, config):
+    with self.assertRaisesRegex(InputError, "data.pack 'seperate': did you mean 'sep"):
+      config(path="x", pack="seperate")

@@ -244,7 +244,10 @@ class StepTest(chex.TestCase):
       state, step, _ = test_step.setup(test_step.MODEL, pieces, mesh=mesh)
       with mock.patch.object(loss, "LOGITS_AT_ONCE", chunk), spread_over(mesh):
         for seed in range(3):
-          batch = jax.device_put(test_step.batch(seed), batch_sharding(mesh))
+          batch = test_step.batch(seed)
+          begins = np.random.default_rng(seed).random(batch["inputs"].shape) < 0.3
+          batch["documents"] = np.cumsum(begins, axis=1, dtype=np.int32)
+          batch = jax.device_put(batch, batch_sharding(mesh))
           state, metrics = step(state, batch)
       found.append(test_step.loss_and_norm(metrics))
     assert_close(*found, 2 * ROUNDINGS, dtype=np.float32)
