@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from gpt2_flax.errors import InputError
+from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.files.atomic import replacing
 from gpt2_flax.hub.folder import (
   CONFIG,
@@ -35,16 +35,16 @@ from gpt2_flax.hub.folder import (
   find_folder,
   open_weights,
   read_config,
+  require_new,
   StoredTensor,
-  TOKENIZER,
   WEIGHTS,
-  write_tokenizer,
 )
+from gpt2_flax.hub.tokenizer import write_tokenizer
 from gpt2_flax.layers.layer_norm import layer_norm
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.positional_encoding import PositionalEncoding
 from gpt2_flax.self_attention import FlashSelfAttention, HEADS, SelfAttention
-from gpt2_flax.tokenizer import read_tokenizer, Tokenizer
+from gpt2_flax.tokenizer import read_tokenizer, Tokenizer, tokenizer_file
 from gpt2_flax.transformer import FeedForward, GPT2
 
 # Their tensor: (our parameter, its axes as stored). Their kernels are [in, out], like
@@ -73,7 +73,8 @@ OUTPUT_TENSOR = {"lm_head.weight": ("output_embedding/embedding", "V D")}
 PREFIX = "transformer."  # of all but lm_head.weight; some files leave it out
 MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # constants that old files hold
 OWN_HEADS = (SelfAttention, FlashSelfAttention)  # which the format means
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")  # that are read
+STORED_AS = ("float32", "bfloat16")  # that are written
 
 
 def load(name_or_path: str | os.PathLike) -> tuple[GPT2, Any]:
@@ -119,41 +120,46 @@ def save(
   model: GPT2,
   params: Any,
   tokenizer: Tokenizer | None = None,
+  dtype: str = "float32",
 ) -> None:
   """Writes a folder that `load` reads, and transformers' `from_pretrained`.
 
   Positions that are not learned are written as a table of their values. With
   sinusoidal ones the token embeddings are written twice, since they are scaled as
-  inputs only. The config's dtype, that of activations, is not written: weights are
-  float32.
+  inputs only. The config's dtype, that of activations, is not written.
 
   Args:
     folder: new or empty. It appears when all its files are written.
     params: as `load` or `model.init` gives them.
+    tokenizer: goes out with all that came in with it.
+    dtype: of the weights in the file: "float32", or "bfloat16" for half of its size.
 
   Raises:
     InputError: there is something in the folder, it cannot be written, params are
-      not this model's, or GPT-2's format cannot express the model.
+      not this model's, the tokenizer has tokens that the model does not know, or
+      GPT-2's format cannot express the model.
     RunError: the disk is full.
   """
+  if dtype not in STORED_AS:
+    raise unknown_name("dtype", dtype, STORED_AS)
   _check_expressible(model)
-  folder = pathlib.Path(folder).resolve()
-  if os.path.exists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-    raise InputError(f"{folder} is not empty: choose a new folder")
+  folder = require_new(folder)
   params = nn.meta.unbox(params)
   _check_params(params, model)
+  if tokenizer is not None:
+    tokenizer.require_known(model.config.vocab_size, folder)
   config, flat = _with_learned_positions(
     model.config, traverse_util.flatten_dict(params["params"], sep="/")
   )
-  tensors = _tensors(config, flat)
-  config_text = json.dumps(config_json(config, tokenizer), indent=2) + "\n"
+  tensors = _tensors(config, flat, dtype)
+  config_text = json.dumps(config_json(config, tokenizer, dtype), indent=2) + "\n"
   with replacing(folder) as temporary:
     temporary.mkdir()
     (temporary / CONFIG).write_text(config_text, "utf-8")
     safetensors.numpy.save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
     (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)  # it was 0600
     if tokenizer is not None:
-      write_tokenizer(temporary, tokenizer)
+      write_tokenizer(temporary, tokenizer, config.context_length)
 
 
 def _layout(config: GPT2Config) -> dict[str, tuple[str, str]]:
@@ -300,17 +306,19 @@ def _with_learned_positions(
   return dataclasses.replace(config, positional_encoding="learned"), learned
 
 
-def _tensors(config: GPT2Config, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _tensors(
+  config: GPT2Config, flat: Mapping[str, Any], dtype: str
+) -> dict[str, np.ndarray]:
   """The parameters under their names, as they are stored."""
   tensors = {}
   for name, (ours, _) in _layout(config).items():
     values = [flat[part] for part in _parts(ours)]
     value = _join(np.stack(values)) if "*" in ours else values[0]
     name = name if name in OUTPUT_TENSOR else PREFIX + name
-    tensors[name] = np.ascontiguousarray(value, np.float32)
+    tensors[name] = np.ascontiguousarray(value, jnp.dtype(dtype))
   return tensors
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> Tokenizer:
   """The tokenizer that lies beside the weights."""
-  return read_tokenizer(find_folder(os.fspath(name_or_path)) / TOKENIZER)
+  return read_tokenizer(tokenizer_file(find_folder(os.fspath(name_or_path))))

@@ -266,6 +266,49 @@ class PretrainedTest(chex.TestCase):
     with self.assertRaisesRegex(InputError, "tokenizer.json is missing"):
       pretrained.load_tokenizer(GOLDEN / "plain")
 
+  @parameterized.parameters("float32", "bfloat16")
+  def test_weights_are_stored_as_asked_for(self, dtype):
+    """Rounding to bfloat16, the nearest with 8 bits, is off by at most 2^-8."""
+    model = small_model(positional_encoding="learned")
+    params = random_params(model)
+    folder = self.scratch / "saved"
+    pretrained.save(folder, model, params, dtype=dtype)
+    config = json.loads((folder / "config.json").read_text())
+    self.assertEqual((config["dtype"], config["torch_dtype"]), (dtype, dtype))
+    for name, value in load_file(folder / WEIGHTS).items():
+      self.assertEqual(value.dtype, jnp.dtype(dtype), name)
+    loaded_model, loaded = pretrained.load(folder)
+    self.assertEqual(loaded_model, model)
+    if dtype == "float32":
+      assert_identical(loaded, params)
+    else:
+      assert_close(loaded, params, roundings=1, dtype=jnp.bfloat16)
+      pretrained.save(self.scratch / "again", model, loaded, dtype=dtype)
+      self.assertEqual(
+        (self.scratch / "again" / WEIGHTS).read_bytes(), (folder / WEIGHTS).read_bytes()
+      )
+
+  def test_a_dtype_that_is_none(self):
+    model = small_model()
+    with self.assertRaisesRegex(InputError, "'bfloat': did you mean 'bfloat16'"):
+      pretrained.save(
+        self.scratch / "saved", model, random_params(model), dtype="bfloat"
+      )
+    self.assertEmpty(list(self.scratch.iterdir()))
+
+  def test_a_tokenizer_with_more_tokens_than_the_model(self):
+    model, few, many = (
+      small_model(),
+      WordTokenizer(["a"]),
+      WordTokenizer(list("bcdefghijkl")),
+    )
+    params = random_params(model)
+    with self.assertRaisesRegex(
+      InputError, "tokenizer has 12 tokens, the model knows 11"
+    ):
+      pretrained.save(self.scratch / "saved", model, params, many)
+    pretrained.save(self.scratch / "saved", model, params, few)
+
   def test_saved_files(self):
     model = small_model()
     (self.scratch / "empty").mkdir()
@@ -307,7 +350,8 @@ class PretrainedTest(chex.TestCase):
 
   def test_a_save_that_fails_leaves_nothing(self):
     model = small_model()
-    tokenizer = mock.Mock(end_of_text_id=0, save=mock.Mock(side_effect=RuntimeError))
+    save = mock.Mock(side_effect=RuntimeError)
+    tokenizer = mock.Mock(end_of_text_id=0, start_id=None, save=save)
     with self.assertRaises(RuntimeError):
       pretrained.save(self.scratch / "saved", model, random_params(model), tokenizer)
     tokenizer.save.assert_called_once()

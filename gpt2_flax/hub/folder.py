@@ -1,4 +1,4 @@
-"""A folder as Hugging Face lays it out: its files, its config.json, its tokenizer.
+"""A folder as Hugging Face lays it out: its files, its weights, its config.json.
 
 Nothing in it is trusted. No weight is read here, only the files, names, shapes and
 types of tensors; `pretrained` knows what they mean.
@@ -7,7 +7,6 @@ types of tensors; `pretrained` knows what they mean.
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -16,24 +15,18 @@ from typing import Any, NamedTuple
 from absl import logging
 import numpy as np
 from safetensors import safe_open, SafetensorError
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.files.json import read_json
 from gpt2_flax.model_config import GPT2Config
-from gpt2_flax.tokenizer import (
-  ByteTokenizer,
-  CharTokenizer,
-  Tokenizer,
-  WordTokenizer,
-)
+from gpt2_flax.tokenizer import BPETokenizer, Tokenizer
+from gpt2_flax.tokenizer.hub_files import BESIDE, CONFIG, MERGES, TEMPLATE, VOCAB
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 HUB_FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", TOKENIZER)
+HUB_FILES += (VOCAB, MERGES, *BESIDE, TEMPLATE)
 
 # Their key in config.json: (our field, what leaving the key out means).
 CONFIG_KEYS = {
@@ -95,7 +88,12 @@ def find_folder(name_or_path: str) -> pathlib.Path:
   except OSError as error:
     raise InputError(f"{folder} cannot be read: {error.strerror}") from error
   import huggingface_hub  # slow to import, and a folder does not need it
+  from huggingface_hub.errors import HFValidationError
 
+  try:
+    huggingface_hub.utils.validate_repo_id(name_or_path)
+  except HFValidationError as error:
+    raise InputError(f"{name_or_path}: there is no such folder") from error
   try:
     folder = pathlib.Path(
       huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(HUB_FILES))
@@ -135,6 +133,14 @@ def _check_download(path: pathlib.Path) -> None:
     )
 
 
+def require_new(folder: str | os.PathLike) -> pathlib.Path:
+  """The whole path of a folder to be written; an InputError if something is in it."""
+  folder = pathlib.Path(folder).resolve()
+  if os.path.exists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+    raise InputError(f"{folder} is not empty: choose a new folder")
+  return folder
+
+
 def open_weights(
   folder: pathlib.Path, stack: contextlib.ExitStack
 ) -> dict[str, StoredTensor]:
@@ -148,8 +154,14 @@ def open_weights(
     return _open_file(folder / WEIGHTS, stack)
   if not (folder / INDEX).is_file():
     pickles = sorted(path.name for path in folder.glob("*.bin"))
-    why = f": {pickles[0]} is a pickle, which is never read" if pickles else ""
-    raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}{why}")
+    which = f"{pickles[0]} is a pickle, which is" if pickles else "pickles (.bin) are"
+    old = f'("{folder if pickles else "NAME"}")'
+    raise InputError(
+      f"{folder} has neither {WEIGHTS} nor {INDEX}: {which} never read. transformers"
+      f" makes a folder NEW of it: GPT2LMHeadModel.from_pretrained{old}"
+      f'.save_pretrained("NEW"); AutoTokenizer.from_pretrained{old}'
+      '.save_pretrained("NEW")'
+    )
   shard_of = _read_index(folder / INDEX)
   stored = {}
   for shard in sorted(set(shard_of.values())):
@@ -239,8 +251,10 @@ def read_config(path: pathlib.Path) -> GPT2Config:
     raise InputError(f"{path}: {error}") from error
 
 
-def config_json(config: GPT2Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """Our config as theirs. One token starts and ends a text, as in GPT-2."""
+def config_json(
+  config: GPT2Config, tokenizer: Tokenizer | None, dtype: str
+) -> dict[str, Any]:
+  """Our config as theirs, with the dtype of the weights and the ids around a text."""
   values = {theirs: getattr(config, ours) for theirs, (ours, _) in CONFIG_KEYS.items()}
   values["n_inner"] = config.mlp_dim or None
   values["activation_function"] = next(
@@ -249,48 +263,23 @@ def config_json(config: GPT2Config, tokenizer: Tokenizer | None) -> dict[str, An
   values |= dict.fromkeys(DROPOUT_KEYS, config.dropout_rate)
   if tokenizer is None:  # all that can be known is GPT-2's own vocabulary
     end_of_text = 50_256 if config.vocab_size == 50_257 else None
+    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
   else:
-    ids = (tokenizer.end_of_text_id, tokenizer.start_id)
-    end_of_text = next((token_id for token_id in ids if token_id is not None), None)
+    beside = tokenizer.beside if isinstance(tokenizer, BPETokenizer) else {}
+    ids = beside.get(CONFIG) or token_ids(tokenizer)
   return {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
     **values,
-    "bos_token_id": end_of_text,
-    "eos_token_id": end_of_text,
+    **ids,
+    "dtype": dtype,
+    "torch_dtype": dtype,  # as it was called before
   }
 
 
-def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
-  """Ours as a tokenizer of the `tokenizers` library, with the very same ids."""
-  # one with a `save` of its own is the library's already
-  save = getattr(tokenizer, "save", None) or _hub_tokenizer(tokenizer).save
-  save(str(folder / TOKENIZER))
-  about = {"tokenizer_class": "PreTrainedTokenizerFast"}  # any tokenizer.json
-  (folder / "tokenizer_config.json").write_text(json.dumps(about) + "\n", "utf-8")
-
-
-def _hub_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-  match tokenizer:
-    case WordTokenizer():
-      ids = {word: i for i, word in enumerate(("<s>", *tokenizer.words))}
-      theirs = tokenizers.Tokenizer(models.WordLevel(ids))
-      theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-      theirs.add_special_tokens(["<s>"])
-      theirs.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.start_id)]
-      )
-    case CharTokenizer():
-      ids = {character: i for i, character in enumerate(tokenizer.characters)}
-      theirs = tokenizers.Tokenizer(models.WordLevel(ids))
-      any_character = tokenizers.Regex(r"[\s\S]")
-      theirs.pre_tokenizer = pre_tokenizers.Split(any_character, "isolated")
-      theirs.decoder = decoders.Fuse()
-    case ByteTokenizer():
-      # no pieces and no merges, so every character falls back to its bytes
-      ids = {f"<0x{byte:02X}>": byte for byte in range(256)}
-      theirs = tokenizers.Tokenizer(models.BPE(ids, [], byte_fallback=True))
-      theirs.decoder = decoders.ByteFallback()
-    case _:
-      raise InputError(f"tokenizer {tokenizer.kind!r} cannot be exported")
-  return theirs
+def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+  """What begins, ends and fills up a text; where there is one token, it does all."""
+  ends, starts = tokenizer.end_of_text_id, tokenizer.start_id
+  ends = starts if ends is None else ends
+  starts = ends if starts is None else starts
+  return {"bos_token_id": starts, "eos_token_id": ends, "pad_token_id": ends}

@@ -3,6 +3,7 @@
 tokenizer.py  the interface
 plain.py      words, characters, bytes, bare numbers
 bpe.py        byte pairs, as in GPT-2
+hub_files.py  what Hugging Face's layout has besides
 stored.py     as a file, and from one
 limits.py     which files of others are taken
 """
@@ -17,6 +18,7 @@ from gpt2_flax.tokenizer.plain import (
 from gpt2_flax.tokenizer.stored import (
   KINDS,
   read_tokenizer,
+  same_tokens,
   tokenizer_file,
   tokenizer_json,
 )
@@ -31,6 +33,7 @@ __all__ = [
   "Tokenizer",
   "WordTokenizer",
   "read_tokenizer",
+  "same_tokens",
   "tokenizer_file",
   "tokenizer_json",
 ]

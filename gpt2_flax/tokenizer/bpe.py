@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import json
+from typing import Any
 
 import tokenizers
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.tokenizer import limits
+from gpt2_flax.tokenizer.hub_files import BESIDE, CONFIG, END_OF_TEXT, special_token
 from gpt2_flax.tokenizer.tokenizer import Tokenizer
 
 
@@ -30,14 +32,22 @@ class BPETokenizer(Tokenizer):
   Translation of Rare Words with Subword Units"; over bytes, so that every text can be
   written: Radford et al. (2019), section 2.2. Its start token, if it has one, is the
   one that the file has put before every text.
+
+  Attributes:
+    beside: what the files beside tokenizer.json say, by their names: see `hub_files`.
   """
 
   kind = "bpe"
-  END_OF_TEXT = "<|endoftext|>"
 
-  def __init__(self, tokenizer: dict):
+  def __init__(self, tokenizer: dict, beside: dict[str, dict[str, Any]] | None = None):
     if not isinstance(tokenizer, dict):
       raise InputError("not a tokenizer.json: must be a JSON object")
+    self.beside = {} if beside is None else beside
+    if not isinstance(self.beside, dict) or not all(
+      name in (*BESIDE, CONFIG) and isinstance(said, dict)
+      for name, said in self.beside.items()
+    ):
+      raise InputError(f"beside: must be what is in {', '.join(BESIDE)} and {CONFIG}")
     limits.check(tokenizer)
     with _library_errors("not a tokenizer.json"):
       self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
@@ -51,7 +61,8 @@ class BPETokenizer(Tokenizer):
       raise InputError(
         f"token id is {self.vocab_size - 1}: must be below {limits.MOST_TOKENS}"
       )
-    self.end_of_text_id = self._tokenizer.token_to_id(self.END_OF_TEXT)
+    end_of_text = special_token(self.beside, "eos_token") or END_OF_TEXT
+    self.end_of_text_id = self._tokenizer.token_to_id(end_of_text)
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
@@ -62,7 +73,7 @@ class BPETokenizer(Tokenizer):
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
       vocab_size=vocab_size,
-      special_tokens=[cls.END_OF_TEXT],
+      special_tokens=[END_OF_TEXT],
       initial_alphabet=byte_level.alphabet(),
       show_progress=False,
     )
@@ -85,4 +96,5 @@ class BPETokenizer(Tokenizer):
     self._tokenizer.save(path)
 
   def state(self) -> dict:
-    return {"tokenizer": json.loads(self._tokenizer.to_str())}
+    state = {"tokenizer": json.loads(self._tokenizer.to_str())}
+    return state | ({"beside": self.beside} if self.beside else {})

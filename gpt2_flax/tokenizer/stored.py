@@ -8,6 +8,7 @@ from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.files.json import read_json
 from gpt2_flax.registry import Registry
 from gpt2_flax.tokenizer.bpe import BPETokenizer
+from gpt2_flax.tokenizer.hub_files import MERGES, read_beside, VOCAB, with_merges
 from gpt2_flax.tokenizer.plain import (
   ByteTokenizer,
   CharTokenizer,
@@ -37,18 +38,42 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
   return json.dumps({"kind": tokenizer.kind, **tokenizer.state()}, ensure_ascii=False)
 
 
-def tokenizer_file(name: str) -> pathlib.Path:
-  """The file that a name means: a tokenizer.json, or the one in a folder."""
+def same_tokens(first: Tokenizer, second: Tokenizer) -> bool:
+  """Whether two cut texts alike; what lies beside them may differ."""
+
+  def cut(tokenizer: Tokenizer) -> str:
+    return json.dumps({"kind": tokenizer.kind, **tokenizer.state(), "beside": None})
+
+  return cut(first) == cut(second)
+
+
+def tokenizer_file(name: str | os.PathLike) -> pathlib.Path:
+  """The file that a name means: a tokenizer.json, or the one in a folder.
+
+  In a folder without one it is vocab.json, if that is there.
+  """
   path = pathlib.Path(name)
-  return path / "tokenizer.json" if os.path.isdir(path) else path
+  if not os.path.isdir(path):
+    return path
+  if (path / VOCAB).is_file() and not (path / "tokenizer.json").exists():
+    return path / VOCAB
+  return path / "tokenizer.json"
 
 
 def read_tokenizer(path: pathlib.Path) -> Tokenizer:
-  """Reads what `tokenizer_json` wrote, or a tokenizer.json of Hugging Face's."""
+  """Reads what `tokenizer_json` wrote, or Hugging Face's files.
+
+  Args:
+    path: a tokenizer.json; or a vocab.json, with a merges.txt beside it.
+  """
   state = read_json(path)
+  theirs = path.name == VOCAB or "kind" not in state
+  beside = read_beside(path.parent) if theirs else {}
   try:
-    if "kind" not in state:
-      return BPETokenizer(state)
+    if path.name == VOCAB:
+      state = with_merges(state, path.with_name(MERGES), beside)
+    if theirs:
+      return BPETokenizer(state, beside)
     kind = state.pop("kind")
     if not isinstance(kind, str) or kind not in KINDS:
       raise unknown_name("kind", str(kind), KINDS)

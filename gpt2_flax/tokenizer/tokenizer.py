@@ -46,6 +46,19 @@ class Tokenizer(abc.ABC):
     """One token as it is shown to a person."""
     return "<s>" if token_id == self.start_id else self.decode([token_id])
 
+  def require_known(self, vocab_size: int, where: object) -> None:
+    """Raises an `InputError` where a model does not know all of these tokens.
+
+    Args:
+      vocab_size: of the model; more than there are tokens is a vocabulary filled up.
+      where: whose they are, for the error.
+    """
+    if self.vocab_size > vocab_size:
+      raise InputError(
+        f"{where}: the tokenizer has {self.vocab_size} tokens, the model knows"
+        f" {vocab_size}: must know all of them"
+      )
+
   @abc.abstractmethod
   def state(self) -> dict:
     """What `__init__` needs to build this tokenizer again, as JSON values."""

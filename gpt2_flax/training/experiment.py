@@ -11,7 +11,13 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.hub.folder import find_folder
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.self_attention import HEADS
-from gpt2_flax.tokenizer import KINDS, read_tokenizer, Tokenizer, tokenizer_json
+from gpt2_flax.tokenizer import (
+  KINDS,
+  read_tokenizer,
+  same_tokens,
+  Tokenizer,
+  tokenizer_file,
+)
 from gpt2_flax.training.config import ExperimentConfig, from_section, parse_sections
 from gpt2_flax.training.source import source_config
 
@@ -83,8 +89,7 @@ def _with_source(values: dict[str, Any], source: GPT2Config) -> dict[str, Any]:
 
 
 def _require_same_tokens(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-  theirs = read_tokenizer(folder / "tokenizer.json")
-  if tokenizer_json(tokenizer) != tokenizer_json(theirs):
+  if not same_tokens(tokenizer, read_tokenizer(tokenizer_file(folder))):
     raise InputError(
       "the data's tokens are not those that the weights were trained on: for text, set"
       " data.tokenizer to init_from"

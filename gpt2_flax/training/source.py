@@ -1,6 +1,7 @@
 """Where weights come from: a run's folder, one in Hugging Face's layout, or the hub."""
 
 from collections.abc import Callable
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -14,7 +15,7 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.files.json import read_json
 from gpt2_flax.hub.folder import CONFIG, find_folder, read_config
 from gpt2_flax.model_config import GPT2Config
-from gpt2_flax.tokenizer import KINDS, read_tokenizer, Tokenizer, tokenizer_json
+from gpt2_flax.tokenizer import KINDS, read_tokenizer, same_tokens, Tokenizer
 from gpt2_flax.training.config import ExperimentConfig, from_dict
 from gpt2_flax.training.kept import read_params, saved_steps
 from gpt2_flax.training.mesh import one_device_mesh, put_parts, with_shardings
@@ -58,7 +59,9 @@ def load(
     return load_run(folder, step, model)
   if step is not None:
     raise InputError(f"step is {step}: {source} is no run, so it has no steps")
-  return *pretrained.load(folder), pretrained.load_tokenizer(folder)
+  tokenizer = pretrained.load_tokenizer(folder)
+  tokenizer.require_known(read_config(folder / CONFIG).vocab_size, source)
+  return *pretrained.load(folder), tokenizer
 
 
 def steps(run: str | os.PathLike) -> list[int]:
@@ -84,6 +87,7 @@ def load_run(
   path = workdir / "tokenizer.json"
   KINDS.check_imported(read_json(path).get("kind"), config.own.get("tokenizer"))
   tokenizer = read_tokenizer(path)
+  tokenizer.require_known(config.model.vocab_size, workdir)
   network = model(config.model.plain)
   params = jax.eval_shape(
     network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), "int32")
@@ -107,13 +111,15 @@ def read_run_config(workdir: pathlib.Path) -> ExperimentConfig:
 def load_dataset(workdir: pathlib.Path) -> Dataset | None:
   """What a run was trained on; None where its data are missing or have changed."""
   config = read_run_config(workdir)
+  data = config.data
+  if getattr(data, "tokenizer", None) == "init_from":  # which the run has kept
+    data = dataclasses.replace(data, tokenizer=str(workdir))
   try:
-    dataset = config.data.make(config.model.context_length)
+    dataset = data.make(config.model.context_length)
   except InputError:
     return None
   saved = read_tokenizer(workdir / "tokenizer.json")
-  same = tokenizer_json(dataset.tokenizer) == tokenizer_json(saved)
-  return dataset if same else None
+  return dataset if same_tokens(dataset.tokenizer, saved) else None
 
 
 def load_params(name: str, abstract: Any) -> Any:

@@ -14,16 +14,9 @@ from absl.testing import parameterized
 import chex
 import huggingface_hub
 import huggingface_hub.utils
-import tokenizers
 
 from gpt2_flax import GPT2Config, InputError
 from gpt2_flax.hub import folder as hub_folder
-from gpt2_flax.tokenizer import (
-  BPETokenizer,
-  ByteTokenizer,
-  CharTokenizer,
-  WordTokenizer,
-)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -219,7 +212,7 @@ class HubFolderTest(chex.TestCase):
   def test_config_json_and_back(self, **changes):
     config = GPT2Config.published("small", **changes)
     path = self.scratch / CONFIG
-    path.write_text(json.dumps(hub_folder.config_json(config, tokenizer=None)))
+    path.write_text(json.dumps(hub_folder.config_json(config, None, "float32")))
     self.assertEqual(hub_folder.read_config(path), config)
 
   @parameterized.named_parameters((name, *case) for name, case in BAD_CONFIGS.items())
@@ -291,8 +284,12 @@ class HubFolderTest(chex.TestCase):
     with self.assert_refused(folder, says), contextlib.ExitStack() as stack:
       hub_folder.open_weights(folder, stack)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    says += ": pytorch_model.bin is a pickle, which is never read"
-    with self.assert_refused(folder, says), contextlib.ExitStack() as stack:
+    ways_out = (
+      "pytorch_model.bin is a pickle, which is never read",
+      f'GPT2LMHeadModel.from_pretrained("{folder}").save_pretrained("NEW")',
+      f'AutoTokenizer.from_pretrained("{folder}").save_pretrained("NEW")',
+    )
+    with self.assert_refused(folder, *ways_out), contextlib.ExitStack() as stack:
       hub_folder.open_weights(folder, stack)
 
   def test_a_file_is_no_folder(self):
@@ -307,8 +304,10 @@ class HubFolderTest(chex.TestCase):
     download.assert_called_once()
     self.assertEqual(download.call_args.args, ("openai-community/gpt2",))
 
-    needed = [CONFIG, "tokenizer.json", WEIGHTS, INDEX, SHARD]
-    others = ["README.md", "vocab.json", "flax_model.msgpack", "tf_model.h5"]
+    needed = [CONFIG, "tokenizer.json", WEIGHTS, INDEX, SHARD, "vocab.json"]
+    needed += ["merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+    needed += ["added_tokens.json", "generation_config.json", "chat_template.jinja"]
+    others = ["README.md", "flax_model.msgpack", "tf_model.h5"]
     others += ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "optimizer.pt"]
     others += [
       "training_args.bin",
@@ -362,43 +361,14 @@ class HubFolderTest(chex.TestCase):
     with self.assert_refused("a" * 300, "cannot be read"):
       hub_folder.find_folder("a" * 300)
 
-  def test_a_name_that_is_no_hub_id(self):
-    with self.assert_refused("runs/no/such/folder", "no such folder"):
-      hub_folder.find_folder("runs/no/such/folder")
-
-  @parameterized.named_parameters(
-    ("word", WordTokenizer(["the", "cat", "don't"]), " the  cat\n don't ", "dog"),
-    ("char", CharTokenizer("the cät\n日"), "chä t\n\nte日", "dog"),
-    ("byte", ByteTokenizer(), "a <s> <0x41>  é\x00\r\n日 🙂", None),
-  )
-  def test_tokenizer(self, ours, text, unknown):
-    hub_folder.write_tokenizer(self.scratch, ours)
-    theirs = tokenizers.Tokenizer.from_file(str(self.scratch / "tokenizer.json"))
-    self.assertEqual(theirs.get_vocab_size(), ours.vocab_size)
-    ids = ours.encode(text)
-    self.assertEqual(theirs.encode(text).ids, ours.start(text))
-    self.assertEqual(theirs.decode(ids), ours.decode(ids))
-    if unknown is not None:
-      with self.assertRaisesRegex(Exception, "UNK"):
-        theirs.encode(unknown)
-    if ours.start_id is not None:
-      self.assertEqual(theirs.token_to_id("<s>"), ours.start_id)
-      self.assertEqual(theirs.decode([ours.start_id, *ids]), ours.decode(ids))
-
   @parameterized.parameters(
-    (WordTokenizer(["a"]), 2, 0),
-    (ByteTokenizer(), 256, None),
-    (BPETokenizer.train(["to be or not to be"], 300), 300, 0),
-    (None, 256, None),
-    (None, 50_257, 50_256),
+    "./foo", "/no/such", "runs/no/such", "../x", "~/gpt2", "a b"
   )
-  def test_start_and_end_token(self, tokenizer, vocab_size, token_id):
-    values = hub_folder.config_json(GPT2Config(vocab_size=vocab_size), tokenizer)
-    self.assertEqual(values["bos_token_id"], token_id)
-    self.assertEqual(values["eos_token_id"], token_id)
-
-  def test_a_tokenizer_that_saves_itself(self):
-    ours = BPETokenizer.train(["to be or not to be"], vocab_size=270)
-    hub_folder.write_tokenizer(self.scratch, ours)
-    theirs = tokenizers.Tokenizer.from_file(str(self.scratch / "tokenizer.json"))
-    self.assertEqual(theirs.encode("not to be").ids, ours.encode("not to be"))
+  def test_a_name_that_is_no_hub_id_can_only_be_a_folder(self, name):
+    with (
+      mock.patch("huggingface_hub.snapshot_download") as download,
+      self.assertRaises(InputError) as raised,
+    ):
+      hub_folder.find_folder(name)
+    self.assertEqual(str(raised.exception), f"{name}: there is no such folder")
+    download.assert_not_called()
