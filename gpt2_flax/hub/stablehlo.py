@@ -46,11 +46,14 @@ def save(
     dtype: that params are stored in. The function reckons as the model does.
 
   Raises:
-    InputError: there is something in the folder, it cannot be written, or a part of
-      the model must know how long a text is.
+    InputError: there is something in the folder, it cannot be written, the tokenizer
+      has tokens that the model does not know, or a part of the model must know how long
+      a text is.
     RunError: the disk is full.
   """
   folder = require_new(folder)
+  if tokenizer is not None:
+    tokenizer.require_known(model.config.vocab_size, folder)
   config = model.config
   if model.head is None and config.attention == "flash":
     # the same in steps, since a kernel is made for one kind of device
@@ -64,7 +67,9 @@ def save(
 
   def logits(stored: dict[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
     own = {name: value.astype(jnp.float32) for name, value in stored.items()}
-    return model.apply({"params": traverse_util.unflatten_dict(own, "/")}, tokens_BT)
+    params = traverse_util.unflatten_dict(own, "/")
+    logits_BTV: Any = model.apply({"params": params}, tokens_BT)
+    return logits_BTV
 
   batch, length = export.symbolic_shape(
     "batch, length", constraints=[f"length <= {config.context_length}"]
@@ -74,10 +79,11 @@ def save(
       jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored),
       jax.ShapeDtypeStruct((batch, length), jnp.int32),
     )
-  except (TypeError, jax.core.InconclusiveDimensionOperation) as error:
+  except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
+    reason = str(error).splitlines()[0]
     raise InputError(
       "a part of the model must know how long a text is, so it cannot be exported for"
-      f" texts of any length: {error}"
+      f" texts of any length: {reason}"
     ) from error
   with replacing(folder) as temporary:
     temporary.mkdir()

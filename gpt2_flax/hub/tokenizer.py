@@ -69,7 +69,7 @@ def _within(most: int, said: Any) -> int | float:
 
 def _beside_our_own(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
   """For a tokenizer that no such files came with: what fits a model that writes on."""
-  about = {
+  about: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",  # any tokenizer.json
     "padding_side": "left",  # so that a text's end is where the next token goes
     "clean_up_tokenization_spaces": False,
