@@ -88,10 +88,10 @@ def find_folder(name_or_path: str) -> pathlib.Path:
   except OSError as error:
     raise InputError(f"{folder} cannot be read: {error.strerror}") from error
   import huggingface_hub  # slow to import, and a folder does not need it
-  from huggingface_hub.errors import HFValidationError
+  from huggingface_hub.utils import HFValidationError, validate_repo_id
 
   try:
-    huggingface_hub.utils.validate_repo_id(name_or_path)
+    validate_repo_id(name_or_path)
   except HFValidationError as error:
     raise InputError(f"{name_or_path}: there is no such folder") from error
   try:
