@@ -1,6 +1,7 @@
 """Toy languages whose best possible loss is known, and text that people wrote."""
 
 from gpt2_flax.datasets.arrays import ArrayConfig
+from gpt2_flax.datasets.completions import CompletionsConfig
 from gpt2_flax.datasets.dataset import Dataset, floor, ToyLanguage
 from gpt2_flax.datasets.grammar import GrammarConfig
 from gpt2_flax.datasets.induction import InductionConfig
@@ -16,6 +17,7 @@ CONFIGS = Registry(
     config.name: config
     for config in (
       ArrayConfig,
+      CompletionsConfig,
       GrammarConfig,
       InductionConfig,
       MarkovConfig,

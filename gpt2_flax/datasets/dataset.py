@@ -49,6 +49,12 @@ class Dataset(abc.ABC):
     """
     return as_batch(windows)
 
+  def opening(self) -> list[int]:
+    """What a sample begins with: the start token, or the first of validation."""
+    if self.tokenizer.start_id is not None:
+      return [self.tokenizer.start_id]
+    return self.window("validation", 0)[:1].tolist()
+
   def next_token_probabilities(self, tokens: np.ndarray) -> np.ndarray | None:
     """The exact distribution that the process draws each next token from.
 

@@ -50,11 +50,7 @@ class TextConfig:
   def __post_init__(self):
     require_fraction(self.validation_fraction)
     require_pack(self.pack)
-    if not 257 <= self.bpe_vocab_size <= 1 << 20:
-      raise InputError(
-        f"data.bpe_vocab_size is {self.bpe_vocab_size}: must be 257 (256 bytes and the"
-        " end of text) to 1048576"
-      )
+    require_bpe_vocab_size(self.bpe_vocab_size)
 
   def make(self, context_length: int) -> TokenWindows:
     tokens, tokenizer = token_cache.tokenize(
@@ -66,19 +62,36 @@ class TextConfig:
     )
 
 
-def find_files(path: str, sha256: str = "") -> list[pathlib.Path]:
-  """The files that `path` names, in name order; sha256 is for a URL's."""
-  if path.startswith(("http://", "https://")):
+def require_bpe_vocab_size(size: int) -> None:
+  """Raises an InputError where byte pairs cannot have, or be trained to, so many."""
+  if not 257 <= size <= 1 << 20:
+    raise InputError(
+      f"data.bpe_vocab_size is {size}: must be 257 (256 bytes and the end of text) to"
+      " 1048576"
+    )
+
+
+def find_files(
+  path: str, sha256: str | None = "", ending: str = ".txt", name: str = "data.path"
+) -> list[pathlib.Path]:
+  """The files that `path` names, in name order.
+
+  Args:
+    sha256: of the file at a URL; None where it must be none.
+    ending: of those of a folder.
+    name: what the path is given as, for errors.
+  """
+  if path.startswith(("http://", "https://")) and sha256 is not None:
     return [_download(path, sha256)]
   if not path:
-    raise InputError("data.path is empty: must name a UTF-8 file, a folder or a glob")
+    raise InputError(f"{name} is empty: must name a UTF-8 file, a folder or a glob")
   if os.path.isfile(path):  # even if its name looks like a pattern
     return [pathlib.Path(path)]
-  pattern = f"{path}/**/*.txt" if os.path.isdir(path) else path
+  pattern = f"{path}/**/*{ending}" if os.path.isdir(path) else path
   names = sorted(glob.glob(pattern, recursive=True))
-  files = [pathlib.Path(name) for name in names if pathlib.Path(name).is_file()]
+  files = [pathlib.Path(found) for found in names if pathlib.Path(found).is_file()]
   if not files:
-    raise InputError(f"data.path is {path!r}: no such file")
+    raise InputError(f"{name} is {path!r}: no such file")
   return files
 
 

@@ -82,9 +82,9 @@ class Evaluator:
     return metrics
 
   def samples(self, params: Any, num_samples: int, seed: int) -> np.ndarray:
-    """Token ids, int [num_samples, 1 + eval.sample_tokens], the start token first."""
-    start_id = self._dataset.tokenizer.start_id
-    prompt = [start_id if start_id is not None else int(self._first_token[0])]
+    """Token ids, int [num_samples, N + eval.sample_tokens], of texts that begin with
+    the N of `Dataset.opening`."""
+    prompt = self._dataset.opening()
     with (
       jax.transfer_guard("allow"),  # prompt and text move between host and device
       nn.logical_axis_rules(()),  # there may be fewer rows than devices
