@@ -88,10 +88,11 @@ class SampleTest(chex.TestCase):
       self.assertEqual(again, expected)
 
   def test_several_samples_of_each_prompt(self):
-    lines = self.file("two.txt", "abc\nd\n")
+    """Of one that is there twice, too: each batch draws anew."""
+    lines = self.file("two.txt", "abc\nabc\n")
     flags = (lines, "--num_tokens=5", "--num_samples=3", "--batch_size=1")
     found = self.answers(*flags)
-    self.assertEqual([x["prompt"] for x in found], ["abc"] * 3 + ["d"] * 3)
+    self.assertEqual([x["prompt"] for x in found], ["abc"] * 6)
     self.assertLen({x["completion"] for x in found}, 6)
     self.assertEqual(self.answers(*flags), found)
     self.assertNotEqual(self.answers(*flags, "--seed=1"), found)

@@ -73,19 +73,21 @@ class ConversationTest(chex.TestCase):
     self.assertEqual(read, [(0, 3), (9, 2), (24, 9)])
 
   def test_goes_on_from_what_was_shown(self):
-    """Not from the stop string, nor from what the loop made after it."""
-    whole = expected("abc", 30)
+    """Not from the stop string, nor from what the loop made after it, by any rule."""
+    whole = expected("abc", 30, PICKY)
     stop = whole[4:7]
     self.assertEqual(whole.find(stop), 4)
-    talk = begin(stop=[stop])
+    talk = begin(stop=[stop], sampling=PICKY)
     talk.say("abc")
     self.assertEqual("".join(talk.write(30)), whole[:4])
     self.assertEqual(bytes(talk.tokens).decode(), "abc" + whole[:4])
-    for line in ("", "x"):  # the last token is read again, and a line after it
-      talk.say(line)
-      before = bytes(talk.tokens).decode()
-      shown = "".join(talk.write(9))
-      self.assertEqual(shown, expected(before, 9).partition(stop)[0])
+    talk.say("")  # the last token is read again
+    self.assertEqual("".join(talk.write(30)), "")
+    talk.say("x")
+    before = bytes(talk.tokens).decode()
+    self.assertEqual(before, "abc" + whole[:4] + "x")
+    shown = "".join(talk.write(20))
+    self.assertEqual(shown, expected(before, 20, PICKY).partition(stop)[0])
 
   def test_goes_on_from_what_was_yielded_when_the_turn_was_ended(self):
     talk = begin()
