@@ -153,7 +153,9 @@ class GenerateTest(chex.TestCase):
 
   def test_each_row_writes_until_its_own_context_is_full(self):
     naive = [continue_naively(text, CONTEXT_LENGTH - len(text)) for text in self.RAGGED]
-    self.assertEqual(continue_(self.RAGGED, 60), naive)
+    with mock.patch.object(generation, "prefill", wraps=prefill) as reads:
+      self.assertEqual(continue_(self.RAGGED, 60), naive)
+    self.assertEqual(reads.call_count, 1)
 
   def test_each_row_slides_when_its_own_context_is_full(self):
     naive = [continue_naively(text, 60) for text in self.RAGGED]

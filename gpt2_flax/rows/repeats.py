@@ -39,7 +39,7 @@ def ban_repeated_ngrams(
   for distance in range(1, size):
     before_BS = jnp.roll(tokens_BS, distance, axis=1)
     last_B = jnp.take(tokens_BS, slot - distance, axis=1, mode="clip")
-    is_repeat_BS &= (before_BS == last_B[:, None]) & (before_BS >= 0)
+    is_repeat_BS &= before_BS == last_B[:, None]
   row_B1 = jnp.arange(len(tokens_BS))[:, None]
   banned_BV = jnp.zeros(logits_BV.shape, bool)
   banned_BV = banned_BV.at[row_B1, jnp.maximum(tokens_BS, 0)].max(is_repeat_BS)

@@ -22,14 +22,14 @@ class WindowsTest(chex.TestCase):
     self.assertEqual(windows.ended, [True, True])
 
   def test_slides_where_it_is_full_and_nowhere_else(self):
-    windows = self.make([1], [1, 2, 3, 4, 5], slides=True)
+    windows = self.make([1, 2, 3], [1, 2, 3, 4, 5], slides=True)
     self.assertEqual(windows.reread()[2], 2)
     windows.append(np.array([[8, 9], [6, 7]]))
     self.assertEqual(windows.ended, [False, False])
     padded, padding, room = windows.reread()
-    self.assertEqual(padded[0, padding[0] :].tolist(), [1, 8, 9])
+    self.assertEqual(padded[0, padding[0] :].tolist(), [1, 2, 3, 8, 9])
     self.assertEqual(padded[1, padding[1] :].tolist(), [4, 5, 6, 7])
-    self.assertEqual(room, 3)
+    self.assertEqual(room, 2)
 
   def test_a_row_that_has_ended_makes_no_other_slide(self):
     windows = self.make([1], [1, 2, 3, 4, 5], slides=True, stop_ids=[6])

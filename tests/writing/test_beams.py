@@ -93,10 +93,19 @@ def small(vocab_size, context_length=12):
   return model, jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 20 * leaf, params)
 
 
+def less_of_the_same(logits_BV, tokens_BS, slot):
+  last_B1 = jnp.take(tokens_BS, slot - 1, axis=1)[:, None]
+  tokens_1V = jnp.arange(logits_BV.shape[1])[None]
+  return logits_BV - (tokens_1V == last_B1)
+
+
 class BeamTest(chex.TestCase):
-  @parameterized.parameters(0.0, 1.0)
-  def test_with_beams_for_all_texts_it_finds_all_in_order(self, length_penalty):
-    """Three tokens, of which 2 ends a text: 1 + 2 + 4 * 3 texts of at most three."""
+  @parameterized.parameters((0.0, None), (1.0, None), (1.0, less_of_the_same))
+  def test_with_beams_for_all_texts_it_finds_all_in_order(self, length_penalty, own):
+    """Three tokens, of which 2 ends a text: 1 + 2 + 4 * 3 texts of at most three.
+
+    A function of yours sees each beam's own tokens.
+    """
     model, params = small(vocab_size=3)
     prompt = [0, 1, 1]
 
@@ -107,7 +116,9 @@ class BeamTest(chex.TestCase):
       logits = np.asarray(apply(params, jnp.array([text]))[0], "f8")
       log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
       return sum(
-        log_probs[len(prompt) - 1 + at, token] for at, token in enumerate(tokens)
+        log_probs[len(prompt) - 1 + at, token]
+        - (own is not None and text[len(prompt) - 1 + at] == token)
+        for at, token in enumerate(tokens)
       )
 
     texts = [
@@ -129,6 +140,7 @@ class BeamTest(chex.TestCase):
       num_beams=15,
       length_penalty=length_penalty,
       stop_ids=[2],
+      logits_function=own,
     )
     self.assertEqual(
       [tuple(beam.tokens) for beam in found], sorted(texts, key=lambda t: -scores[t])
@@ -138,18 +150,20 @@ class BeamTest(chex.TestCase):
       np.array([scores[tuple(beam.tokens)] for beam in found], "f4"),
     )
 
-  def test_prompts_of_several_lengths_go_to_their_own_end(self):
+  @parameterized.parameters(([],), ([0],))
+  def test_prompts_of_several_lengths_go_to_their_own_end(self, stop_ids):
     model, params = small(vocab_size=7)
     prompts = [[1, 2, 3, 4, 5, 6, 1, 2], [3], [5, 5, 1]]
-    args = dict(num_tokens=10, num_beams=2, stop_ids=[0])
+    args = dict(num_tokens=10, num_beams=2, stop_ids=stop_ids)
     found = beam_search(model, params, prompts, **args)
     for prompt, beams in zip(prompts, found, strict=True):
       (alone,) = beam_search(model, params, [prompt], **args)
       self.assertEqual([b.tokens for b in beams], [b.tokens for b in alone])
       room = min(10, 12 - len(prompt))
       for beam in beams:
-        self.assertTrue(beam.tokens[-1] == 0 or len(beam.tokens) == room)
-        self.assertNotIn(0, beam.tokens[:-1])
+        stops = [token in stop_ids for token in beam.tokens]
+        self.assertTrue(stops[-1] or len(beam.tokens) == room)
+        self.assertFalse(any(stops[:-1]))
 
   def test_your_function_acts_on_log_probabilities(self):
     model, params = small(vocab_size=7)
