@@ -1,15 +1,19 @@
 """Texts end where they should, and say why."""
 
 import functools
+import json
+import pathlib
+import tempfile
 
 import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gpt2_flax import GPT2, GPT2Config, InputError
+from gpt2_flax import GPT2, GPT2Config, InputError, pretrained
 from gpt2_flax.generation import generate, Sampling
-from gpt2_flax.tokenizer import ByteTokenizer
+from gpt2_flax.tokenizer import BPETokenizer, ByteTokenizer
 from gpt2_flax.writing.beams import beam_search
 from gpt2_flax.writing.texts import (
   complete,
@@ -120,6 +124,21 @@ class CompleteTest(chex.TestCase):
     self.assertEqual(said(["abc"], tokenizer)[0].text, "o")
     tokenizer.beside = {"generation_config.json": {"eos_token_id": None}}
     self.assertEqual(end_ids(tokenizer, 256), (0,))
+
+  def test_and_so_may_a_folder_of_the_hub(self):
+    tokenizer = BPETokenizer.train(["to be or not to be"], 260)
+    config = GPT2Config(vocab_size=260, num_layers=1, num_heads=1, embed_dim=2)
+    model = GPT2(config)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "f4"), nn.unbox(params))
+    with tempfile.TemporaryDirectory() as scratch:
+      folder = pathlib.Path(scratch) / "model"
+      pretrained.save(folder, model, zeros, tokenizer)
+      opened = pretrained.load_tokenizer(folder)
+      self.assertEqual(end_ids(opened, 260), (tokenizer.end_of_text_id,))
+      says = {"eos_token_id": [5, 7]}
+      (folder / "generation_config.json").write_text(json.dumps(says))
+      self.assertEqual(end_ids(pretrained.load_tokenizer(folder), 260), (5, 7))
 
 
 class BeamsTest(chex.TestCase):
