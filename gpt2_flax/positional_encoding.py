@@ -149,14 +149,19 @@ class PositionalEncoding(nn.Module):
       case "sinusoidal":
         return sinusoidal_positional_encoding(positions, embed_dim)
       case "learned":
-        return nn.Embed(
+        table = nn.Embed(
           self.context_length,
           embed_dim,
           embedding_init=nn.with_logical_partitioning(
             nn.initializers.normal(0.02), ("position", "embed")
           ),
           name="embedding",
-        )(positions)
+        )
+        if len(positions) == 1:
+          return table(positions)
+        # Devices that share the table gather it, not the rows of one another.
+        table_SD = nn.with_logical_constraint(table.embedding, ("position", None))
+        return jnp.take(table_SD, positions, axis=0)
       case "rotary" | "alibi" | "none":
         return jnp.zeros((*positions.shape, embed_dim))
     raise unknown_name("positional_encoding", self.kind, POSITIONAL_ENCODINGS)

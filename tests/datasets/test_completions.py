@@ -15,6 +15,7 @@ import numpy as np
 from gpt2_flax.datasets import completions
 from gpt2_flax.datasets.completions import CompletionsConfig
 from gpt2_flax.datasets.pipeline import train_batches, validation_windows
+from gpt2_flax.datasets.text import TextConfig
 from gpt2_flax.errors import InputError
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.tokenizer import BPETokenizer, tokenizer_json, WordTokenizer
@@ -146,6 +147,13 @@ class CompletionsTest(chex.TestCase):
     chex.assert_trees_all_equal(first, [next(again) for _ in range(4)])
     again.set_state(position)
     chex.assert_trees_all_equal(later, [next(again) for _ in range(9)])
+
+  def test_the_same_file_as_text_is_another_cache(self):
+    dataset = self.make(tokenizer="byte")
+    (self.folder / "tokenizer.json").write_text(tokenizer_json(dataset.tokenizer))
+    TextConfig(self.write(), str(self.folder)).make(8)
+    again = self.make(tokenizer=str(self.folder))
+    self.assertEqual(self.read(again, "train"), self.read(dataset, "train"))
 
   def test_a_sample_begins_with_the_first_prompt_of_validation(self):
     dataset = self.make(tokenizer="char")

@@ -4,6 +4,7 @@ Needs eight devices, so `test_sharding.py` runs this in a process of its own; al
 there are, if slow tests are asked for.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -236,12 +237,19 @@ class StepTest(chex.TestCase):
   def test_so_they_do_in_one_of_them(self, pieces, logits_at_once):
     self.compare_steps(pieces, logits_at_once)
 
-  def compare_steps(self, pieces, logits_at_once):
-    four = np.array(jax.devices()[:4]).reshape(4, 1, 1)
-    several = jax.sharding.Mesh(four, ("data", "fsdp", "tensor"))
+  def test_documents_apart_on_a_mesh_of_every_axis(self):
+    """That no row leaves its device for its positions, `test_sharding.py` looks."""
+    config = dataclasses.replace(test_step.MODEL.config, positional_encoding="learned")
+    self.compare_steps(1, 2**28, EVERY_AXIS, GPT2(config))
+
+  def compare_steps(
+    self, pieces, logits_at_once, shape=(4, 1, 1), model=test_step.MODEL
+  ):
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    several = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
     found = []
     for mesh, chunk in ((several, logits_at_once), (one_device_mesh(), 2**28)):
-      state, step, _ = test_step.setup(test_step.MODEL, pieces, mesh=mesh)
+      state, step, _ = test_step.setup(model, pieces, mesh=mesh)
       with mock.patch.object(loss, "LOGITS_AT_ONCE", chunk), spread_over(mesh):
         for seed in range(3):
           batch = test_step.batch(seed)
