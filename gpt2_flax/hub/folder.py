@@ -271,6 +271,7 @@ def config_json(
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
     **values,
+    "n_ctx": config.context_length,  # what llama.cpp's converter asks for
     **ids,
     "dtype": dtype,
     "torch_dtype": dtype,  # as it was called before

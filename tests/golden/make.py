@@ -20,7 +20,7 @@ import tempfile
 from safetensors.torch import load_file, save_file
 import torch
 import transformers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, pipeline
 
 HERE = pathlib.Path(__file__).parent
 LOGITS, LOSS, GRADIENTS = 1e-5, 1e-5, 1e-4  # the largest differences allowed
@@ -174,6 +174,14 @@ def check(name: str) -> bool:
   return all(difference <= bound for difference, bound in differences.values())
 
 
+def agrees_in_batches(folder: pathlib.Path, prompts: list[str]) -> bool:
+  """Whether transformers writes the same on prompts together as on each alone."""
+  write = pipeline("text-generation", str(folder), device="cpu")
+  settings = dict(do_sample=False, max_new_tokens=5)
+  together = write(prompts, batch_size=len(prompts), **settings)
+  return together == [write(prompt, **settings) for prompt in prompts]
+
+
 def check_exports() -> bool:
   """Models and tokenizers that transformers has no class for, opened by it."""
   import jax
@@ -182,20 +190,27 @@ def check_exports() -> bool:
 
   from gpt2_flax import GPT2, pretrained
   from gpt2_flax import GPT2Config as Config
-  from gpt2_flax.tokenizer import ByteTokenizer, CharTokenizer, WordTokenizer
+  from gpt2_flax.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    WordTokenizer,
+  )
 
   tokens = torch.arange(10)[None] % 7
   rng = np.random.default_rng(0)
   agree = True
   texts = {"word": "the  cat sat\n on", "char": "the cat\nsat", "byte": "Katze: 日本"}
+  texts |= {"bpe": "the cat sat"}
   for tokenizer, kind in (
     (WordTokenizer(["the", "cat", "sat", "on", ".", "mat"]), "sinusoidal"),
     (CharTokenizer("the cat\nsat"), "none"),
     (ByteTokenizer(), "learned"),
+    (BPETokenizer.train(["the cat sat on the mat"], 270), "learned"),
   ):
     config = Config(
       vocab_size=tokenizer.vocab_size,
-      context_length=12,
+      context_length=24,
       num_layers=2,
       num_heads=2,
       embed_dim=8,
@@ -204,6 +219,7 @@ def check_exports() -> bool:
     model = GPT2(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3), params)
+    text = texts[tokenizer.kind]
     logits = model.apply(params, jnp.asarray(tokens.int().numpy()))
     with tempfile.TemporaryDirectory() as scratch:
       folder = pathlib.Path(scratch) / "model"
@@ -212,12 +228,18 @@ def check_exports() -> bool:
         open_model(folder)(tokens).logits.detach().numpy() - logits
       ).max()
       theirs = AutoTokenizer.from_pretrained(folder)
-    text = texts[tokenizer.kind]
+      batch = agrees_in_batches(folder, [text, text.split()[0]])
+      half = folder.with_name("half")
+      pretrained.save(half, model, params, tokenizer, dtype="bfloat16")
+      stored = GPT2LMHeadModel.from_pretrained(half).dtype
     ids = theirs(text)["input_ids"]
     same = ids == tokenizer.start(text)
     same &= theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
-    print(f"export    {kind} {difference:.1e}  {tokenizer.kind} tokens equal: {same}")
-    agree &= same and bool(difference <= LOGITS)
+    print(
+      f"export    {kind} {difference:.1e}  {tokenizer.kind} tokens equal: {same}"
+      f"  batches: {batch}  {stored}"
+    )
+    agree &= same and batch and bool(difference <= LOGITS) and stored is torch.bfloat16
   return agree
 
 

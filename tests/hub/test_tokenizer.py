@@ -116,6 +116,7 @@ class BesideTest(chex.TestCase):
     config = hub_folder.config_json(GPT2Config(), tokenizer, "float32")
     self.assertEqual({key: config[key] for key in IN_CONFIG}, IN_CONFIG)
     self.assertEqual(config["n_head"], 12)
+    self.assertEqual(config["n_ctx"], 1024)  # llama.cpp's converter needs it
 
   def test_limits_are_those_of_a_shorter_context(self):
     tokenizer = read_tokenizer(self.source() / "tokenizer.json")
