@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 from typing import Any
@@ -21,6 +22,7 @@ from gpt2_flax.training.step import TrainState
 HISTORY = (
   "history"  # the folder, inside that of the checkpoints, for what is kept for good
 )
+FROZEN = "frozen"  # and the one for what no step changes
 
 
 class _SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -48,6 +50,15 @@ def array_names(state: Any) -> dict[str, str]:
       f"{leaf.dtype}{list(leaf.shape)}"
     )
     for path, leaf in jax.tree.leaves_with_path(state)
+  }
+
+
+def _that_changes(state: TrainState) -> dict[str, Any]:
+  """What of a state a checkpoint has: all but what is frozen."""
+  return {
+    field.name: getattr(state, field.name)
+    for field in dataclasses.fields(state)
+    if field.name != "frozen"
   }
 
 
@@ -94,13 +105,14 @@ class Checkpoints:
 
   Each holds the `TrainState` (params, optimizer state, step, rng) with its layers
   unstacked, the position in the data, the config, and a manifest: the SHA-256 of each
-  of its files, which the file format alone would let change unnoticed.
+  of its files, which the file format alone would let change unnoticed. What is frozen
+  is the same at all steps, and saved once beside them.
   """
 
   def __init__(self, folder: pathlib.Path, config: CheckpointConfig):
     policies = ocp.checkpoint_managers
     self._folder = folder
-    self._saving: int | None = None  # the step whose save may not be done yet
+    self._saving: int | str | None = None  # the step whose save may not be done yet
     quiet_orbax()
     self._manager = _manager(folder, policies.LatestN(config.keep))
     self._history: ocp.CheckpointManager | None = None
@@ -129,11 +141,11 @@ class Checkpoints:
     about = {
       "data_position": data_position,
       "config": config,
-      "leaves": array_names(state),
+      "leaves": array_names(_that_changes(state)),
     }
     self._saving = int(jax.device_get(state.step))
     with self._failing_as_one_line():
-      self._manager.save(self._saving, args=_as_args(state, about))
+      self._manager.save(self._saving, args=_as_args(_that_changes(state), about))
 
   def wait(self) -> None:
     """Waits until all that was saved is whole on disk.
@@ -163,6 +175,24 @@ class Checkpoints:
     with self._failing_as_one_line():
       self._history.save(step, args=_as_args(state, about))
 
+  def save_frozen(self, frozen: Any, config: dict) -> None:
+    """Writes what no step changes, once a run; it is whole when this returns.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    folder, self._saving = self._folder / FROZEN, FROZEN
+    with processes.all_or_none():
+      if jax.process_index() == 0:  # from before a kill, perhaps of other weights
+        shutil.rmtree(folder, ignore_errors=True)
+    state = {"params": frozen}
+    about = {"config": config, "leaves": array_names(state)}
+    with (
+      self._failing_as_one_line(),
+      _manager(folder, ocp.checkpoint_managers.LatestN(None)) as manager,
+    ):
+      manager.save(0, args=_as_args(state, about))
+
   @contextlib.contextmanager
   def _failing_as_one_line(self) -> Iterator[None]:
     try:
@@ -176,6 +206,8 @@ class Checkpoints:
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest usable state and its data position; None where there is none yet.
+
+    What is frozen is not in it: see `kept.read_frozen`.
 
     A checkpoint whose files are not what was saved is set aside as `STEP.damaged` with
     a warning, and the one before it is used.
@@ -233,8 +265,9 @@ class Checkpoints:
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
     items = ocp.args.Composite(about=ocp.args.JsonRestore())
     about = self._manager.restore(step, args=items)["about"]
+    wanted = _that_changes(abstract)
     # orbax would cast other dtypes in silence, and refuse other shapes in many lines
-    check_arrays(self._folder / str(step), about["leaves"], array_names(abstract))
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    check_arrays(self._folder / str(step), about["leaves"], array_names(wanted))
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
     state = self._manager.restore(step, args=items)["state"]
-    return state, about["data_position"]
+    return TrainState(**state), about["data_position"]

@@ -85,6 +85,47 @@ class TrainConfig:
       )
 
 
+MOST_PATTERNS = 1000  # characters; a run's folder may come from anyone
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+  """What learns, and how fast. All keys have defaults: all learns at one rate.
+
+  A pattern is compared with a parameter's whole name, "blocks_0/attention/output/bias";
+  * stands for any text and [01] for one of these characters. Several have commas
+  between them.
+
+  Attributes:
+    train: patterns of the parameters that learn; "" for all. The others are frozen.
+    layer_decay: each layer's learning rate as a share of that of the layer above it:
+      see `tuning.scale_by_layer`.
+    lora: patterns of the kernels that get an adapter each; then these alone learn: see
+      `lora`. "" for none.
+    lora_rank: of each adapter.
+    lora_alpha: what an adapter adds is multiplied by lora_alpha / lora_rank.
+  """
+
+  train: str = ""
+  layer_decay: float = 1.0
+  lora: str = ""
+  lora_rank: int = 8
+  lora_alpha: float = 16.0
+
+  def __post_init__(self):
+    for name in ("train", "lora"):
+      if len(getattr(self, name)) > MOST_PATTERNS:
+        raise InputError(f"finetune.{name} is longer than {MOST_PATTERNS} characters")
+    if self.train and self.lora:
+      raise InputError(
+        f"finetune.train is {self.train!r}: must be empty where finetune.lora is not"
+      )
+    decays = 0 < self.layer_decay <= 1
+    _require(decays, "finetune", "layer_decay", self, "above 0, at most 1")
+    _require(self.lora_rank >= 1, "finetune", "lora_rank", self, "at least 1")
+    _require(self.lora_alpha > 0, "finetune", "lora_alpha", self, "above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """Validation.
@@ -184,6 +225,7 @@ class ExperimentConfig:
   checkpoint: CheckpointConfig
   mesh: MeshConfig
   own: dict[str, str] = dataclasses.field(default_factory=dict)
+  finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON values; `from_dict` reads them."""
@@ -202,6 +244,7 @@ def _require(holds: Any, section: str, name: str, config: Any, allowed: str) -> 
 SECTIONS = {
   "optimizer": OptimizerConfig,
   "train": TrainConfig,
+  "finetune": FinetuneConfig,
   "eval": EvalConfig,
   "checkpoint": CheckpointConfig,
   "mesh": MeshConfig,
@@ -243,6 +286,7 @@ def parse_sections(values: dict[str, Any]) -> dict[str, Any]:
   for section in values:
     if section not in expected:
       raise unknown_name("config section", section, expected)
+  values = {"finetune": {}, **values}  # runs from before there was such a section
   for section in sorted(expected - set(TEXTS)):
     if not isinstance(values.get(section), dict):
       raise InputError(f"config.{section} is missing: must be a section of the config")

@@ -61,6 +61,13 @@ def get_config() -> ConfigDict:
   config.train.max_skipped_steps = 0  # bad ones left out; one more stops the run
   config.train.max_loss_jump = 0.0  # nats above its mean are bad; 0: only nan, inf
 
+  config.finetune = ConfigDict()
+  config.finetune.train = ""  # names of what learns, as blocks_1[01]/*,*/bias; "": all
+  config.finetune.layer_decay = 1.0  # times this for each layer further down
+  config.finetune.lora = ""  # kernels with an adapter, which learns alone; "": none
+  config.finetune.lora_rank = 8  # of each adapter
+  config.finetune.lora_alpha = 16.0  # adapters add lora_alpha / lora_rank * A B
+
   config.eval = ConfigDict()
   config.eval.every_steps = 300  # how often; and after the last step
   config.eval.num_windows = 512  # validation windows; 0: all (text only)

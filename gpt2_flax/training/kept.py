@@ -7,7 +7,13 @@ import orbax.checkpoint as ocp
 
 from gpt2_flax.errors import InputError, RunError
 from gpt2_flax.files.json import read_json
-from gpt2_flax.training.checkpoints import array_names, check_arrays, HISTORY, warn_of
+from gpt2_flax.training.checkpoints import (
+  array_names,
+  check_arrays,
+  FROZEN,
+  HISTORY,
+  warn_of,
+)
 from gpt2_flax.training.manifest import damage
 from gpt2_flax.training.quiet_orbax import quiet_orbax
 
@@ -57,6 +63,19 @@ def read_params(
       raise RunError(f"checkpoint {path} is damaged ({damaged})")
     warn_of(path, damaged)
   raise RunError(f"all checkpoints in {folder} are damaged")
+
+
+def read_frozen(folder: pathlib.Path, abstract_frozen: Any) -> Any:
+  """What no step of a run changes, as `Checkpoints.save_frozen` wrote it.
+
+  Args:
+    folder: of the checkpoints.
+
+  Raises:
+    InputError: it is not there, or holds other arrays.
+    RunError: it is damaged.
+  """
+  return read_params(folder / FROZEN, abstract_frozen, step=0)
 
 
 def _read_params(folder: pathlib.Path, abstract_params: Any) -> Any:

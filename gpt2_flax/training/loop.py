@@ -9,7 +9,6 @@ import jax
 import optax
 
 from gpt2_flax.datasets import Dataset
-from gpt2_flax.layers.layer_stacking import stack_layers
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.registry import origin
 from gpt2_flax.training.config import ExperimentConfig
@@ -34,6 +33,7 @@ from gpt2_flax.training.step import (
   make_train_step,
   shardings,
 )
+from gpt2_flax.training.tuning import make_tuning, scale_by_layer
 from gpt2_flax.transformer import GPT2
 
 
@@ -67,8 +67,8 @@ def train(
     progress: makes what a person sees meanwhile, of num_steps and start_step.
 
   Raises:
-    InputError: the config does not fit the devices or the workdir; or a measure of
-      on_eval has a name that is taken.
+    InputError: the config does not fit the model, the devices or the workdir; or a
+      measure of on_eval has a name that is taken.
     DivergedError: too many steps are bad.
     RunError: all checkpoints are damaged, or the disk is full.
   """
@@ -82,9 +82,15 @@ def train(
   if optimizer is None:
     schedule = learning_rate_schedule(config.optimizer, num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-  abstract = abstract_state(network, optimizer, mesh)
   plain = model(config.model.plain)  # initialised and saved so: layers unstacked
-  plain_abstract = abstract_state(plain, optimizer, mesh)
+  tuning = make_tuning(config.finetune, plain, config.model.scan_layers)
+  if config.finetune.layer_decay != 1:
+    by_layer = scale_by_layer(config.finetune.layer_decay, config.model.num_layers)
+    optimizer = optax.chain(optimizer, by_layer)
+  plain_abstract = abstract_state(plain, optimizer, mesh, tuning)
+  abstract = plain_abstract
+  if not tuning.held_apart:
+    abstract = abstract_state(network, optimizer, mesh, tuning)
   train_step = make_train_step(
     network,
     optimizer,
@@ -93,6 +99,7 @@ def train(
     config.train.accumulation_steps,
     config.train.max_loss_jump,
     loss,
+    tuning,
   )
   evaluator = Evaluator(network, dataset, config, sharding, loss)
   run = Run(
@@ -102,6 +109,7 @@ def train(
     plain,
     evaluator,
     sharding,
+    tuning=tuning,
     on_eval=on_eval,
     write=write,
     progress=progress,
@@ -114,12 +122,13 @@ def train(
     state = restored = run.restore(plain_abstract)
     if state is None:
       key = jax.random.key(config.train.seed)
-      state = init_state(plain, optimizer, key, plain_abstract)
+      params = None
       if config.init_from:
-        params = load_params(config.init_from, plain_abstract.params)
-        state = state.replace(params=params)
+        whole = abstract_state(plain, optax.identity(), mesh).params
+        params = load_params(config.init_from, whole)
+      state = init_state(plain, optimizer, key, plain_abstract, tuning, params)
     if config.model.scan_layers:
-      state = jax.jit(stack_layers, out_shardings=shardings(abstract))(state)
+      state = jax.jit(tuning.stacked, out_shardings=shardings(abstract))(state)
     devices = f"{mesh.size} device(s) of {jax.process_count()} process(es)"
     step = run.begin(state, restored is None, devices)
     profile = stack.enter_context(Profile(config.profile, start_step=step))

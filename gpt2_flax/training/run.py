@@ -20,11 +20,12 @@ from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.datasets.pipeline import train_batches
 from gpt2_flax.layers.layer_stacking import unstack_layers
-from gpt2_flax.training import processes
+from gpt2_flax.training import adapter_folder, processes
 from gpt2_flax.training.bad_steps import BadSteps
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import ExperimentConfig
 from gpt2_flax.training.evaluation import Evaluator
+from gpt2_flax.training.kept import read_frozen
 from gpt2_flax.training.mesh import held_rows
 from gpt2_flax.training.metrics import MetricsWriter, plot_loss, Write
 from gpt2_flax.training.progress import Progress
@@ -32,10 +33,12 @@ from gpt2_flax.training.report import checked_measures, Report
 from gpt2_flax.training.signals import StopSignals
 from gpt2_flax.training.step import TrainState
 from gpt2_flax.training.throughput import Throughput
+from gpt2_flax.training.tuning import EVERYTHING, Lora, Tuning
 from gpt2_flax.training.workdir import locked, open_workdir
 from gpt2_flax.transformer import GPT2, num_params
 
 NUM_JUDGED_SAMPLES = 256
+ADAPTER = "adapter"  # the folder, in that of the run, for what PEFT opens
 
 # (step, model, params) -> measures by name
 OnEval = Callable[[int, GPT2, Any], Mapping[str, float]]
@@ -79,7 +82,10 @@ class Result:
         f"  samples         {share:.1%} of {NUM_JUDGED_SAMPLES} are possible in the"
         " language"
       )
-    lines.append(f"  in {workdir}: loss.png, metrics.jsonl, tensorboard/, checkpoints/")
+    adapter = f", {ADAPTER}/" if (workdir / ADAPTER).is_dir() else ""
+    lines.append(
+      f"  in {workdir}: loss.png, metrics.jsonl, tensorboard/, checkpoints/{adapter}"
+    )
     return "\n".join(lines)
 
 
@@ -90,6 +96,7 @@ class Run:
     config: of the run, as its folder is to have it.
     plain_model: with layers apart, as `on_eval` is to see it.
     sharding: of its batches.
+    tuning: what of a state makes the model's params.
     on_eval, write, progress: see `loop.train`.
   """
 
@@ -102,6 +109,7 @@ class Run:
     evaluator: Evaluator,
     sharding: NamedSharding,
     *,
+    tuning: Tuning = EVERYTHING,
     on_eval: OnEval | None = None,
     write: Write | None = None,
     progress: Callable[..., Progress] = Progress,
@@ -109,6 +117,10 @@ class Run:
     self._config, self._dataset = config, dataset
     self._workdir = pathlib.Path(workdir)
     self._plain_model, self._evaluator = plain_model, evaluator
+    self._tuning = tuning
+    self._whole = lambda state: state.params
+    if tuning is not EVERYTHING:
+      self._whole = jax.jit(lambda state: tuning.join(state.params, state.frozen))
     self._on_eval, self._write, self._make_progress = on_eval, write, progress
     train = config.train
     rows = held_rows(sharding, train.batch_size)  # that this process reads
@@ -136,7 +148,10 @@ class Run:
     restored = self.checkpoints.restore(plain_abstract)
     state, data_position = restored or (None, self._first_position)
     self._batches.set_state(data_position)
-    return state
+    if state is None or plain_abstract.frozen is None:
+      return state
+    folder = self._workdir / "checkpoints"
+    return state.replace(frozen=read_frozen(folder, plain_abstract.frozen))
 
   def begin(self, state: TrainState, is_new: bool, about: str) -> int:
     """Opens what is written to, and returns the step that the state is at.
@@ -149,8 +164,11 @@ class Run:
     self._progress = self._stack.enter_context(
       self._make_progress(config.train.num_steps, start_step=step)
     )
+    size = f"{num_params(jax.eval_shape(self._whole, state)):,} parameters"
+    if state.frozen is not None:
+      size += f", of which or beside which {num_params(state.params):,} learn"
     self._progress.line(
-      f"{num_params(state.params):,} parameters, {about};"
+      f"{size}, {about};"
       f" {'starts at' if is_new else 'goes on from'} step {step} of"
       f" {config.train.num_steps} in {self._workdir}"
     )
@@ -167,6 +185,9 @@ class Run:
       config.train.log_every_steps,
     )
     if is_new:
+      if state.frozen is not None:
+        frozen = unstack_layers(state.frozen)
+        self.checkpoints.save_frozen(frozen, self._config.to_dict())
       self._keep(step, state)
     return step
 
@@ -200,7 +221,7 @@ class Run:
     """
     self._keep(step, state)
     if self._is_due(step, self._config.eval.every_steps):
-      self._evaluate(step, state.params)
+      self._evaluate(step, self._whole(state))
     if self._is_due(step, self._config.checkpoint.every_steps):
       self._save(step, state)
 
@@ -227,7 +248,8 @@ class Run:
   def _save(self, step: int, state: TrainState) -> None:
     self._report.flush()  # raises if this was one bad step too many
     position = self._batches.get_state()
-    self.checkpoints.save(unstack_layers(state), position, self._config.to_dict())
+    state = unstack_layers(state.replace(frozen=None))
+    self.checkpoints.save(state, position, self._config.to_dict())
     self._bad_steps.last_saved = step
 
   # ---- Its end -----------------------------------------------------------------------
@@ -237,11 +259,12 @@ class Run:
     if step > (self._bad_steps.last_saved or 0):  # asked to stop between checkpoints
       self._save(step, state)
     self.checkpoints.wait()
+    self._save_adapters(state.params)
     is_last = step == self._config.train.num_steps
     judged = processes.everywhere(self._writer.has(step, "val/possible_share"))
     if is_last and not judged:
       share = self._evaluator.possible_share(
-        state.params, NUM_JUDGED_SAMPLES, self._config.train.seed
+        self._whole(state), NUM_JUDGED_SAMPLES, self._config.train.seed
       )
       if share is not None:
         self._writer.write(step, {"val/possible_share": share})
@@ -252,4 +275,17 @@ class Run:
       metrics={k: v for record in self._writer.records for k, v in record.items()},
       stopped_by=None if is_last else stop.agreed_on,
       asked_to_stop=stop.received,
+    )
+
+  def _save_adapters(self, params: Any) -> None:
+    """To a folder that PEFT opens, where it has names for all of them."""
+    tuning = self._tuning
+    if not isinstance(tuning, Lora) or jax.process_index():
+      return
+    kernels = [name for name, _ in tuning.kernels]
+    if unnamed := adapter_folder.unnamed(kernels):
+      self._progress.line(f"no {ADAPTER}/: PEFT has no name for {unnamed[0]}")
+      return
+    adapter_folder.save(
+      self._workdir / ADAPTER, params, tuning.rank, tuning.alpha, self._config.init_from
     )

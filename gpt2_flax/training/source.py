@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax import pretrained
@@ -16,9 +18,12 @@ from gpt2_flax.files.json import read_json
 from gpt2_flax.hub.folder import CONFIG, find_folder, read_config
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.tokenizer import KINDS, read_tokenizer, same_tokens, Tokenizer
+from gpt2_flax.training import adapter_folder
 from gpt2_flax.training.config import ExperimentConfig, from_dict
-from gpt2_flax.training.kept import read_params, saved_steps
+from gpt2_flax.training.kept import read_frozen, read_params, saved_steps
+from gpt2_flax.training.lora import by_name, merged, pairs
 from gpt2_flax.training.mesh import one_device_mesh, put_parts, with_shardings
+from gpt2_flax.training.tuning import make_tuning
 from gpt2_flax.transformer import GPT2
 
 
@@ -45,7 +50,8 @@ def load(
 
   Args:
     source: a run's folder, a folder in Hugging Face's layout, or the id of a repository
-      on its hub, which is downloaded once.
+      on its hub, which is downloaded once; or a folder of adapters as PEFT writes it,
+      which are merged into the base that it names.
     step: of a run, one of `steps`; None for the newest.
     model: of a run, what made its model, if `loop.train` was given one.
 
@@ -59,6 +65,8 @@ def load(
     return load_run(folder, step, model)
   if step is not None:
     raise InputError(f"step is {step}: {source} is no run, so it has no steps")
+  if (folder / adapter_folder.CONFIG).exists():
+    return _load_adapted(folder)
   tokenizer = pretrained.load_tokenizer(folder)
   tokenizer.require_known(read_config(folder / CONFIG).vocab_size, source)
   return *pretrained.load(folder), tokenizer
@@ -89,11 +97,18 @@ def load_run(
   tokenizer = read_tokenizer(path)
   tokenizer.require_known(config.model.vocab_size, workdir)
   network = model(config.model.plain)
-  params = jax.eval_shape(
-    network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), "int32")
-  )
-  abstract = with_shardings(params, one_device_mesh())
-  return network, read_params(workdir / "checkpoints", abstract, step), tokenizer
+  tuning = make_tuning(config.finetune, network)
+
+  def fresh(key: jax.Array) -> tuple[Any, Any]:
+    return tuning.split(network.init(key, jnp.zeros((1, 1), jnp.int32)), key)
+
+  named = jax.eval_shape(fresh, jax.random.key(0))
+  learns, frozen = with_shardings(named, one_device_mesh())
+  folder = workdir / "checkpoints"
+  learns = read_params(folder, learns, step)
+  if frozen is not None:
+    frozen = read_frozen(folder, frozen)
+  return network, tuning.join(learns, frozen), tokenizer
 
 
 def read_run_config(workdir: pathlib.Path) -> ExperimentConfig:
@@ -106,6 +121,28 @@ def read_run_config(workdir: pathlib.Path) -> ExperimentConfig:
   if not os.path.exists(workdir / CONFIG):
     raise InputError(f"{workdir} holds no run: it has no {CONFIG}")
   return from_dict(read_json(workdir / CONFIG))
+
+
+def _load_adapted(folder: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
+  """The base of a folder of adapters, with them merged into it."""
+  base, adapters, scales = adapter_folder.load(folder)
+  base_folder = find_folder(base)
+  if (base_folder / adapter_folder.CONFIG).exists():
+    raise InputError(
+      f"{folder / adapter_folder.CONFIG}: base_model_name_or_path is {base}, which"
+      " holds adapters: must hold a model"
+    )
+  network, params, tokenizer = load(base)
+  flat = by_name(params)
+  for name, (a_IR, b_RO) in pairs(adapters).items():
+    shape = np.shape(flat.get(name, ()))
+    size = (shape[-2], math.prod(shape) // shape[-2]) if len(shape) > 1 else ()
+    if size != (len(a_IR), b_RO.shape[1]):
+      raise InputError(
+        f"{folder / adapter_folder.WEIGHTS} has an adapter of {name} for"
+        f" {len(a_IR)} by {b_RO.shape[1]}: the base has {list(shape) or 'no such'}"
+      )
+  return network, merged(params, adapters, scales), tokenizer
 
 
 def load_dataset(workdir: pathlib.Path) -> Dataset | None:

@@ -14,6 +14,7 @@ import optax
 
 from gpt2_flax.training.loss import Batch, Loss, summed_loss
 from gpt2_flax.training.mesh import require_fit, with_shardings
+from gpt2_flax.training.tuning import EVERYTHING, Tuning
 from gpt2_flax.transformer import GPT2
 
 LOSS_MEAN_STEPS = 50  # about how many steps the running mean of the loss covers
@@ -26,9 +27,11 @@ class TrainState(struct.PyTreeNode):
     step: int32 scalar, how many batches have been seen.
     skipped: int32 scalar, how many of them were bad, and left the rest as it was.
     loss_mean: float32 scalar, running mean of the loss of the others; inf before any.
-    params: as `model.init` gives them, without the axis names.
+    params: what learns: all that `model.init` gives, without the axis names; or a part
+      of it, or adapters, as `tuning` says.
     opt_state: of the optimizer.
     rng: the key that each step's dropout is derived from; it never changes.
+    frozen: what the model has besides; no step changes it. None where all learns.
   """
 
   step: jax.Array
@@ -37,21 +40,29 @@ class TrainState(struct.PyTreeNode):
   params: Any
   opt_state: Any
   rng: jax.Array
+  frozen: Any = None
 
 
 def _init(
-  model: GPT2, optimizer: optax.GradientTransformation, key: jax.Array
+  model: GPT2,
+  optimizer: optax.GradientTransformation,
+  tuning: Tuning,
+  key: jax.Array,
+  params: Any = None,
 ) -> TrainState:
-  """A fresh state whose params still carry their logical axis names."""
+  """A fresh state; drawn params still carry their logical axis names."""
   params_key, dropout_key = jax.random.split(key)
-  params = model.init(params_key, jnp.zeros((1, 1), jnp.int32))
+  if params is None:
+    params = model.init(params_key, jnp.zeros((1, 1), jnp.int32))
+  learns, frozen = tuning.split(params, params_key)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     skipped=jnp.zeros((), jnp.int32),
     loss_mean=jnp.full((), jnp.inf, jnp.float32),
-    params=params,
-    opt_state=optimizer.init(params),
+    params=learns,
+    opt_state=optimizer.init(learns),
     rng=dropout_key,
+    frozen=frozen,
   )
 
 
@@ -61,7 +72,10 @@ def shardings(abstract: TrainState) -> TrainState:
 
 
 def abstract_state(
-  model: GPT2, optimizer: optax.GradientTransformation, mesh: Mesh
+  model: GPT2,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  tuning: Tuning = EVERYTHING,
 ) -> TrainState:
   """Shape, dtype and sharding of each leaf of the state, with nothing computed.
 
@@ -71,7 +85,7 @@ def abstract_state(
   require_fit(model.config, mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
   return with_shardings(
-    jax.eval_shape(lambda key: _init(model, optimizer, key), key), mesh
+    jax.eval_shape(lambda key: _init(model, optimizer, tuning, key), key), mesh
   )
 
 
@@ -80,25 +94,33 @@ def init_state(
   optimizer: optax.GradientTransformation,
   key: jax.Array,
   abstract: TrainState,
+  tuning: Tuning = EVERYTHING,
+  params: Any = None,
 ) -> TrainState:
   """A fresh state, made in place on the devices that `abstract` says.
 
   It is compiled once for all keys.
+
+  Args:
+    params: the whole model's, to start from; their memory is reused. None for random
+      ones.
   """
   leaves, structure = jax.tree.flatten(shardings(abstract))
   program: Any = _init_program  # a module is hashable, whatever its type says
-  return program(model, optimizer, tuple(leaves), structure)(key)
+  return program(model, optimizer, tuning, tuple(leaves), structure)(key, params)
 
 
 @functools.lru_cache(maxsize=8)
 def _init_program(
   model: GPT2,
   optimizer: optax.GradientTransformation,
+  tuning: Tuning,
   leaves: tuple[NamedSharding, ...],
   structure: Any,
-) -> Callable[[jax.Array], TrainState]:
+) -> Callable[[jax.Array, Any], TrainState]:
   return jax.jit(
-    lambda key: nn.meta.unbox(_init(model, optimizer, key)),
+    lambda key, params: nn.meta.unbox(_init(model, optimizer, tuning, key, params)),
+    donate_argnums=1,
     out_shardings=jax.tree.unflatten(structure, leaves),
   )
 
@@ -115,6 +137,7 @@ def make_train_step(
   accumulation_steps: int = 1,
   max_loss_jump: float = 0.0,
   loss: Loss = summed_loss,
+  tuning: Tuning = EVERYTHING,
 ) -> TrainStep:
   """`pure_train_step`, jitted for a state that is laid out as `abstract` says.
 
@@ -131,6 +154,7 @@ def make_train_step(
     accumulation_steps,
     max_loss_jump,
     loss,
+    tuning,
   )
   return jax.jit(
     train_step, donate_argnums=0, out_shardings=(shardings(abstract), None)
@@ -145,6 +169,7 @@ def pure_train_step(
   accumulation_steps: int = 1,
   max_loss_jump: float = 0.0,
   loss: Loss = summed_loss,
+  tuning: Tuning = EVERYTHING,
 ) -> TrainStep:
   """(state, batch) -> (state, metrics), to be transformed and compiled.
 
@@ -164,15 +189,16 @@ def pure_train_step(
     num_devices = 1 if by_itself else mesh.size
     loss = functools.partial(summed_loss, num_devices=num_devices)
 
-  def gradients(params: Any, batch: Batch, rng: jax.Array):
-    (total, count), grads = jax.value_and_grad(
-      lambda params: loss(model, params, batch, {"dropout": rng}), has_aux=True
-    )(params)
+  def gradients(params: Any, frozen: Any, batch: Batch, rng: jax.Array):
+    def of_whole(params: Any):
+      return loss(model, tuning.join(params, frozen), batch, {"dropout": rng})
+
+    (total, count), grads = jax.value_and_grad(of_whole, has_aux=True)(params)
     return total, count, grads
 
-  def accumulated(params: Any, batch: Batch, rng: jax.Array):
+  def accumulated(params: Any, frozen: Any, batch: Batch, rng: jax.Array):
     if accumulation_steps == 1:
-      return gradients(params, batch, rng)
+      return gradients(params, frozen, batch, rng)
     pieces = jax.tree.map(
       # Piece i takes every accumulation_steps-th row, so that each device finds
       # its rows of every piece among its rows of the batch.
@@ -182,37 +208,44 @@ def pure_train_step(
     keys = jax.random.split(rng, accumulation_steps)
 
     def add(sums: Any, piece: Any):
-      return jax.tree.map(jnp.add, sums, gradients(params, *piece)), None
+      return jax.tree.map(jnp.add, sums, gradients(params, frozen, *piece)), None
 
+    one = jax.tree.map(lambda x: x[0], pieces)
     zeros = jax.tree.map(
-      jnp.zeros_like,
-      jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], pieces), rng),
+      jnp.zeros_like, jax.eval_shape(gradients, params, frozen, one, rng)
     )
     return jax.lax.scan(add, zeros, (pieces, keys))[0]
 
-  def summed(params: Any, batch: Batch, rng: jax.Array):
+  def summed(params: Any, frozen: Any, batch: Batch, rng: jax.Array):
     """Each device's own rows first, then one sum over devices of everything at once.
 
     Left to itself, the compiler adds up each array on its own, for each piece.
     """
-    params = jax.lax.pcast(params, "data", to="varying")  # each device its own copy
+    # each device its own copy
+    params, frozen = jax.lax.pcast((params, frozen), "data", to="varying")
     with nn.logical_axis_rules(()):  # nothing in here is split
-      flat, unravel = ravel_pytree(accumulated(params, batch, rng))
+      flat, unravel = ravel_pytree(accumulated(params, frozen, batch, rng))
     return unravel(jax.lax.psum(flat, "data"))
 
   if mesh.size > 1 and by_itself:
     add_up = jax.shard_map(
       summed,
       mesh=mesh,
-      in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+      in_specs=(
+        PartitionSpec(),
+        PartitionSpec(),
+        PartitionSpec("data"),
+        PartitionSpec(),
+      ),
       out_specs=PartitionSpec(),
     )
   else:
     add_up = accumulated
 
   def train_step(state: TrainState, batch: Batch):
+    frozen, state = state.frozen, state.replace(frozen=None)
     rng = jax.random.fold_in(state.rng, state.step)
-    total, count, grads = add_up(state.params, batch, rng)
+    total, count, grads = add_up(state.params, frozen, batch, rng)
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -239,7 +272,7 @@ def pure_train_step(
     if schedule is not None:  # an optimizer of the caller's may have none
       # the optimizer has its own count, of the steps that it took
       metrics["train/learning_rate"] = schedule(state.step - state.skipped)
-    return after, metrics
+    return after.replace(frozen=frozen), metrics
 
   return train_step
 

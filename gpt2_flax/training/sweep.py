@@ -35,6 +35,7 @@ from gpt2_flax.training.resume import differences, fingerprint, NO_NUMBERS
 from gpt2_flax.training.run import Result
 from gpt2_flax.training.source import read_run_config
 from gpt2_flax.training.together import Ended, program, train_together
+from gpt2_flax.training.tuning import make_tuning
 from gpt2_flax.training.workdir import locked
 from gpt2_flax.transformer import GPT2, num_params
 
@@ -127,7 +128,7 @@ def run_sweep(
     together = 1
   elif not together:
     together = 1 if jax.default_backend() == "cpu" else MOST_TOGETHER
-  _check(members, together)
+  _check(members, together, model)
   with locked(folder):
     table = _Table(folder, members, model)
     costs = {member.name: member.cost for member in members}
@@ -141,7 +142,9 @@ def run_sweep(
     return rows, asked if len(rows) < len(members) else None
 
 
-def _check(members: Sequence[Member], together: int) -> None:
+def _check(
+  members: Sequence[Member], together: int, model: Callable[[GPT2Config], GPT2]
+) -> None:
   """Raises an InputError for what cannot run, before anything is written."""
   for name, times in collections.Counter(member.name for member in members).items():
     if times > 1:
@@ -150,6 +153,7 @@ def _check(members: Sequence[Member], together: int) -> None:
       raise InputError("a member has an empty `over`: must say what makes it a member")
   for member in members:
     config = member.config
+    make_tuning(config.finetune, model(config.model.plain))
     if together == 1 or program(config) is None:
       require_fit(config.model, make_mesh(config.mesh, config.train))
 

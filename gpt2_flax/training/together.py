@@ -22,7 +22,7 @@ import numpy as np
 from gpt2_flax.datasets import Dataset
 from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.training.bad_steps import DivergedError
-from gpt2_flax.training.config import ExperimentConfig
+from gpt2_flax.training.config import ExperimentConfig, FinetuneConfig
 from gpt2_flax.training.evaluation import Evaluator
 from gpt2_flax.training.mesh import batch_sharding, one_device_mesh
 from gpt2_flax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -48,6 +48,8 @@ def program(config: ExperimentConfig) -> str | None:
   """Equal for configs whose runs may share a program; None: it needs one of its own."""
   if config.init_from or config.model.scan_layers:
     return None  # members begin with random weights, their layers apart
+  if config.finetune != FinetuneConfig():
+    return None  # members learn everything
   if config.mesh.fsdp > 1 or config.mesh.tensor > 1:
     return None  # a model that is split over devices; members have one each
   values = config.to_dict()

@@ -29,7 +29,7 @@ from gpt2_flax.datasets.pipeline import train_dataset
 from gpt2_flax.layers.layer_stacking import stack_layers
 from gpt2_flax.training import loop, loss, muon, progress, together
 from gpt2_flax.training.checkpoints import Checkpoints
-from gpt2_flax.training.config import CheckpointConfig, MeshConfig
+from gpt2_flax.training.config import CheckpointConfig, FinetuneConfig, MeshConfig
 from gpt2_flax.training.evaluation import Evaluator
 from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.mesh import (
@@ -47,6 +47,7 @@ from gpt2_flax.training.step import (
   shardings,
   TrainState,
 )
+from gpt2_flax.training.tuning import make_tuning
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS
 from tests.reliability.runs import digest_of
@@ -328,6 +329,60 @@ class MuonTest(chex.TestCase):
     self.assertIn("f32[2,6,10]", compiled.as_text())
     # three products of up to 10 terms, five times, each of which may treble an error
     assert_close(compiled(kernels), expected, 5 * 3 * 10 * 8)
+
+
+class TuningTest(chex.TestCase):
+  """What learns is on every device, what is frozen is shared out."""
+
+  def test_adapters_learn_as_on_one_device(self):
+    values = dict(lora="*/query/kernel,*/contract/kernel", lora_rank=4)
+    self.compare((2, 2, 2), values, scan_layers=True)
+
+  @pytest.mark.slow
+  def test_so_they_do_if_each_device_has_all(self):
+    self.compare((8, 1, 1), dict(lora="*", lora_rank=4))
+
+  def test_a_part_learns_as_on_one_device(self):
+    self.compare((8, 1, 1), dict(train="blocks_1/*"))
+
+  @pytest.mark.slow
+  def test_so_it_does_if_all_is_shared(self):
+    self.compare((2, 2, 2), dict(train="blocks_1/*,final_norm/*"))
+
+  def compare(self, shape, values, **changes):
+    found, state = self.train(shape, values, **changes)
+    expected, _ = self.train(ONE, values)
+    assert_close(found, expected, 3 * ROUNDINGS, dtype=np.float32)
+    self.assertLess(expected[-1], expected[0] - 0.05)
+    contract = state.frozen["params"].get("blocks", state.frozen["params"])
+    contract = contract.get("blocks_0", contract)["feed_forward"]["contract"]["kernel"]
+    (share,) = {shard.data.shape for shard in contract.addressable_shards}
+    self.assertEqual(share[-2:], (MLP // shape[2], EMBED // shape[1]))
+
+  def train(self, shape, values, **changes):
+    config = parse(make_config(num_layers=2, **changes))[0]
+    dataset = parse(make_config())[1]
+    mesh = mesh_of(shape, config.train)
+    model, plain = GPT2(config.model), GPT2(config.model.plain)
+    tuning = make_tuning(FinetuneConfig(**values), plain, config.model.scan_layers)
+    rule = optax.adam(0.05)
+    start = abstract_state(plain, rule, mesh, tuning)
+    placed = abstract_state(plain, rule, mesh).params
+    whole = jax.device_put(
+      first_params(plain), jax.tree.map(lambda leaf: leaf.sharding, placed)
+    )
+    state = init_state(plain, rule, jax.random.key(0), start, tuning, whole)
+    abstract = start if tuning.held_apart else abstract_state(model, rule, mesh, tuning)
+    if config.model.scan_layers:
+      state = jax.jit(tuning.stacked, out_shardings=shardings(abstract))(state)
+    batches, losses = train_dataset(dataset, BATCH, seed=0), []
+    with spread_over(mesh):
+      step = make_train_step(model, rule, None, abstract, tuning=tuning)
+      for number in range(6):
+        batch = jax.device_put(batches[number], batch_sharding(mesh))
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["train/loss"]))
+    return np.array(losses), state
 
 
 class EvaluationTest(chex.TestCase):

@@ -15,8 +15,10 @@ from gpt2_flax import datasets, pretrained
 from gpt2_flax.errors import InputError
 from gpt2_flax.model_config import GPT2Config, PUBLISHED_SIZES
 from gpt2_flax.tokenizer import BPETokenizer
-from gpt2_flax.training.config import from_dict, SECTIONS
+from gpt2_flax.training.config import FinetuneConfig, from_dict, SECTIONS
 from gpt2_flax.training.experiment import parse
+from gpt2_flax.training.resume import fingerprint
+from gpt2_flax.training.tuning import make_tuning
 from gpt2_flax.transformer import GPT2
 
 SMALL = dict(num_layers=1, num_heads=2, embed_dim=8)
@@ -74,6 +76,11 @@ class ParseTest(chex.TestCase):
     ("model", "embed_dims", 64, "'embed_dims': did you mean 'embed_dim'"),
     ("model", "remat", "all", "unknown model.remat 'all': allowed: dots, full, none"),
     ("model", "scan_layers", 1, "model.scan_layers is 1: must be of type bool"),
+    ("finetune", "layer_decay", 0.0, "layer_decay is 0.0: must be above 0, at most 1"),
+    ("finetune", "layer_decay", 1.5, "layer_decay is 1.5: must be above 0, at most 1"),
+    ("finetune", "lora_rank", 0, "finetune.lora_rank is 0: must be at least 1"),
+    ("finetune", "lora_alpha", 0.0, "finetune.lora_alpha is 0.0: must be above 0"),
+    ("finetune", "lora", "*" * 1001, "finetune.lora is longer than 1000 characters"),
     ("data", "name", "grammer", "unknown data.name 'grammer': did you mean 'grammar'"),
     ("data", "seed", -1, "data.seed is -1: must be 0 or more"),
     ("eval", "num_windows", 0, "must be at least 1 for data.name=grammar"),
@@ -93,6 +100,22 @@ class ParseTest(chex.TestCase):
       parse(config)
     config["mehs"] = {}
     with self.assertRaisesRegex(InputError, "'mehs': did you mean 'mesh'"):
+      parse(config)
+
+  def test_runs_from_before_there_was_a_section_read_as_its_defaults(self):
+    config = toy.get_config().unlock()
+    before, _ = parse(config)
+    del config["finetune"]
+    self.assertEqual(parse(config)[0], before)
+    saved = before.to_dict()
+    del saved["finetune"]
+    self.assertEqual(from_dict(saved), before)
+    self.assertEqual(fingerprint(from_dict(saved)), fingerprint(before))
+
+  def test_all_or_adapters_learn(self):
+    config = toy.get_config()
+    config.finetune.update(train="blocks_1/*", lora="*")
+    with self.assertRaisesRegex(InputError, "finetune.train is 'blocks_1/.': must be"):
       parse(config)
 
   def test_a_missing_key_is_named(self):
@@ -170,9 +193,8 @@ class InitFromTest(chex.TestCase):
     config.model.context_length = 9
     config.model.dropout_rate = 0.25
     config.model.dtype = "bfloat16"
-    with config.unlocked():
-      config.model.scan_layers = True
-      config.model.remat = "dots"
+    config.model.scan_layers = True
+    config.model.remat = "dots"
     model = parse(config)[0].model
     self.assertEqual(
       (model.context_length, model.dropout_rate, model.dtype), (9, 0.25, "bfloat16")
@@ -192,6 +214,32 @@ class InitFromTest(chex.TestCase):
     with self.assertRaises(InputError) as raised:
       parse(config)
     self.assertIn(message, str(raised.exception))
+
+  def test_adapters_are_an_argument(self):
+    config = finetune.get_config("lora")
+    config.init_from = str(self.source)
+    config.data.path = str(self.folder / "text.txt")
+    experiment, _ = parse(config)
+    tuning = make_tuning(experiment.finetune, GPT2(experiment.model))
+    names = [name for name, _ in tuning.kernels]
+    heads = "blocks_0/attention/heads"
+    self.assertEqual(names, [f"{heads}/query/kernel", f"{heads}/value/kernel"])
+    self.assertEqual(parse(self.config())[0].finetune, FinetuneConfig())
+    with self.assertRaisesRegex(ValueError, "unknown 'lara': allowed: lora, comple"):
+      finetune.get_config("lara+completions")
+
+  def test_so_are_completions(self):
+    config = finetune.get_config("completions+lora")
+    line = json.dumps({"prompt": "To be,", "completion": " or not"}) + "\n"
+    (self.folder / "answers.jsonl").write_text(line * 20)
+    config.init_from = str(self.source)
+    config.data.path = str(self.folder / "answers.jsonl")
+    experiment, dataset = parse(config)
+    self.assertEqual(experiment.data.name, "completions")
+    self.assertNotEqual(experiment.finetune.lora, "")
+    self.assertEqual(
+      dataset.tokenizer.decode(dataset.tokenizer.encode("To be")), "To be"
+    )
 
   def test_other_tokens_are_refused(self):
     config = self.config()

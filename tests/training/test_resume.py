@@ -29,6 +29,7 @@ class DifferencesTest(chex.TestCase):
     ("optimizer.beta2", 0.5),
     ("model.dropout_rate", 0.5),
     ("data.seed", 1),
+    ("finetune.layer_decay", 0.5),
   )
   def test_not_with_other_numbers(self, key, value):
     before, now = toy.get_config(), toy.get_config()

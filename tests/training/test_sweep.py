@@ -446,6 +446,8 @@ class MemberTest(chex.TestCase):
       {"mesh__fsdp": 2},
       {"mesh__tensor": 2},
       {"model__scan_layers": True},
+      {"finetune__lora": "*"},
+      {"finetune__layer_decay": 0.5},
     ):
       self.assertIsNone(program(member(**changes).config))
     from_weights = dataclasses.replace(ONE.config, init_from="a/model")
