@@ -53,14 +53,13 @@ def summed_loss(
   Args:
     model: a GPT2, or what `interpret.edited` returns.
     batch: "inputs" and "targets", int [B, T]; a target of -1 does not count. Where it
-      has "documents" too, none sees another: see `masks.apart`.
+      has "documents" too, none sees another: see `borders`.
     rngs: {"dropout": key} to train with dropout.
     num_devices: over how many the batch and the vocabulary are split; it decides the
       size of chunks, not the result.
   """
-  borders = apart(jnp.asarray(batch["documents"])) if "documents" in batch else ()
   hidden_BTD = model.apply(
-    params, batch["inputs"], *borders, rngs=rngs, method="hidden"
+    params, batch["inputs"], **borders(batch), rngs=rngs, method="hidden"
   )
   tied = model.config.tied_embeddings
   output = params["params"]["token_embedding" if tied else "output_embedding"]
@@ -69,6 +68,17 @@ def summed_loss(
     hidden_BTD, nn.unbox(output)["embedding"], targets_BT, num_devices
   )
   return total, jnp.sum(targets_BT >= 0)
+
+
+def borders(batch: Batch) -> dict[str, Any]:
+  """The "positions" and "mask" that a model is called with for this batch.
+
+  There are none where it has no "documents".
+  """
+  if "documents" not in batch:
+    return {}
+  positions_BT, mask_BTS = apart(jnp.asarray(batch["documents"]))
+  return {"positions": positions_BT, "mask": mask_BTS}
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

@@ -65,6 +65,7 @@ class CompletionsTest(chex.TestCase):
     self.assertEqual(found["loss"], round(self.loss("run"), 5))
     written = self.call("sample.py", "run", "--prompt=7 =", "--num_tokens=3")
     self.assertStartsWith(written.stdout, "7 =")
+    self.assertIn("wrote ", self.call("explain.py", "run").stdout)
 
     expected = digest(self.folder / "run")
     shutil.rmtree(self.folder / "run" / "checkpoints" / "8")

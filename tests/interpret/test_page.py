@@ -430,3 +430,16 @@ class RenderTest(chex.TestCase):
       r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|srcdoc"
       r"|DOMParser|createContextualFragment|setHTML",
     )
+
+
+class DocumentsTest(chex.TestCase):
+  def test_heads_are_measured_on_documents_as_they_were_trained_on(self):
+    """Alone in its document, a token looks at itself."""
+    model, params = make(11)
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 12)).astype(np.int32)
+    batch = {"inputs": tokens, "targets": tokens}
+    joined = page_data_module._scores(model, params, batch)
+    batch["documents"] = np.arange(12, dtype=np.int32)[None].repeat(2, axis=0)
+    apart = page_data_module._scores(model, params, batch)
+    self.assertGreater(joined["entropy"].min(), 0.1)
+    chex.assert_trees_all_equal(np.array(apart["entropy"]), np.zeros((2, 2), "f4"))

@@ -28,7 +28,7 @@ from gpt2_flax.interpret.page.stored import (
 from gpt2_flax.interpret.trace import trace
 from gpt2_flax.terminal import one_line
 from gpt2_flax.tokenizer import Tokenizer
-from gpt2_flax.training.loss import Batch
+from gpt2_flax.training.loss import Batch, borders
 from gpt2_flax.transformer import GPT2, num_params
 
 PROCESSES = ("grammar", "induction", "markov")  # what web/languages.js computes
@@ -173,12 +173,12 @@ def _head_scores(
   if dataset is not None:
     num_windows = max(1, MAX_SCORED_TOKENS // dataset.context_length)
     windows = validation_windows(dataset, num_windows)
+    batch = dataset.batch(windows)
     measured_on = (
       f"{len(windows)} validation windows of {dataset.context_length} tokens"
     )
   else:
-    windows, measured_on = tokens[None], f"this text's {len(tokens)} tokens"
-  batch = as_batch(windows)
+    batch, measured_on = as_batch(tokens[None]), f"this text's {len(tokens)} tokens"
   if batch["inputs"].shape[1] < 2:
     return None
   scores = _scores(model, params, batch)
@@ -193,7 +193,7 @@ def _head_scores(
 
 @functools.partial(jax.jit, static_argnames="model")
 def _scores(model: GPT2, params: Any, batch: Batch) -> dict[str, jax.Array]:
-  _, run = trace(model, params, batch["inputs"], taps=["weights"])
+  _, run = trace(model, params, batch["inputs"], taps=["weights"], **borders(batch))
   return {
     "previous": heads.previous_token_score(run.weights),
     "first": heads.first_token_score(run.weights),
