@@ -143,13 +143,8 @@ class Completions(Dataset):
     documents[:] = len(row)  # what is left at the end
     place = 0
     for document, line in enumerate(row):
-      start, size, num_prompt = (
-        lines.starts[line],
-        lines.sizes[line],
-        lines.num_prompt[line],
-      )
-      tokens = lines.tokens[start : start + size]
-      end = place + size - 1
+      tokens, num_prompt = lines.line(line)
+      end = place + len(tokens) - 1
       inputs[place:end] = tokens[:-1]
       targets[place + num_prompt - 1 : end] = tokens[num_prompt:]
       documents[place:end] = document
