@@ -99,8 +99,8 @@ class MakeTest(chex.TestCase):
     (dict(lora="*/bias"), "pattern in finetune.lora '*/bias': "),
     (dict(lora="*/embedding"), "pattern in finetune.lora '*/embedding': "),
     (
-      dict(lora="*", lora_rank=9),
-      "lora_rank is 9: must be at most 8, the rank of blocks_0/attention/heads/key/k",
+      dict(lora="*/contract/kernel", lora_rank=9),
+      "lora_rank is 9: must be at most 8, the rank of blocks_0/feed_forward/contract/k",
     ),
   )
   def test_what_fits_nothing_is_refused(self, values, message):
