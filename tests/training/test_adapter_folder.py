@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from gpt2_flax import load, pretrained
 from gpt2_flax.errors import InputError
-from gpt2_flax.hub.folder import write_tokenizer
+from gpt2_flax.hub.tokenizer import write_tokenizer
 from gpt2_flax.tokenizer import CharTokenizer
 from gpt2_flax.training import adapter_folder, lora
 from gpt2_flax.training.config import FinetuneConfig
@@ -58,7 +58,7 @@ class FolderTest(chex.TestCase):
 
   def copy_base(self, source, folder):
     shutil.copytree(source, folder)
-    write_tokenizer(folder, TOKENIZER)
+    write_tokenizer(folder, TOKENIZER, context_length=16)
 
   def save(self, patterns=PATTERNS[1]):
     """What is saved, merged as a run would do it."""
