@@ -95,14 +95,13 @@ class Conversation:
     try:
       while len(made) < num_tokens and text.finish_reason is None:
         left = num_tokens - len(made)
-        state = self._read_the_rest(left)
+        self._state = self._read_the_rest(left)
         now = min(CHUNK, left, context_length - len(self.tokens))
-        # A row that has ended would stand still.
-        state = state._replace(done_B=jnp.zeros(1, bool))
         self._state, out = decode(
           self._model,
           self._swapped_params,
-          state,
+          # a row that has ended would stand still
+          self._state._replace(done_B=jnp.zeros(1, bool)),
           self._key,
           self._num_made,
           now,
@@ -139,26 +138,20 @@ class Conversation:
     return state
 
   def _keep(self, shown: str, before: Sequence[int], made: Sequence[int]) -> None:
-    """Takes back what was made and not shown."""
+    """Takes back what was made after `before` and not shown."""
     start = len(self._tokenizer.decode(before))
-    number = len(made)
-    while number and not shown.startswith(
-      text := self._text(before, made, number, start)
-    ):
+    number, text = len(made) + 1, None
+    while text is None or not shown.startswith(text):
       number -= 1
+      kept = [*before, *made[:number]]
+      text = self._tokenizer.decode(kept)[start:] if number else ""
     if number == len(made):
       return
-    rest = shown[len(text) if number else 0 :]
     del self.tokens[max(0, len(self.tokens) - (len(made) - number)) :]
     # The last token is read again, for its logits.
     self._num_read = max(0, min(self._num_read, len(self.tokens) - 1))
-    if rest:  # of a token that a stop string has cut in two
+    if rest := shown[len(text) :]:  # of a token that a stop string has cut in two
       self.say(rest)
-
-  def _text(
-    self, before: Sequence[int], made: Sequence[int], number: int, start: int
-  ) -> str:
-    return self._tokenizer.decode([*before, *made[:number]])[start:]
 
 
 def _with_slots(state: Decoding | None, num_slots: int, model: GPT2) -> Decoding:
