@@ -12,9 +12,11 @@ import jax.numpy as jnp
 
 from gpt2_flax import GPT2, GPT2Config, InputError, pretrained
 from gpt2_flax.doors.prompts import read_prompts
-from gpt2_flax.tokenizer import ByteTokenizer, WordTokenizer
+from gpt2_flax.tokenizer import CharTokenizer, WordTokenizer
 from gpt2_flax.writing.texts import complete_by_beams
 from tests import forked
+
+LETTERS = CharTokenizer("".join(map(chr, range(128))))  # ids are code points
 
 CONTEXT_LENGTH = 40
 
@@ -29,7 +31,7 @@ class SampleTest(chex.TestCase):
     super().setUpClass()
     cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
     config = GPT2Config(
-      vocab_size=128,  # every byte is a letter
+      vocab_size=128,
       context_length=CONTEXT_LENGTH,
       num_layers=1,
       num_heads=2,
@@ -40,7 +42,7 @@ class SampleTest(chex.TestCase):
     key = jax.random.key(1, impl="unsafe_rbg")
     params = nn.unbox(jax.jit(cls.model.init)(key, jnp.zeros((1, 1), int)))
     cls.params = jax.tree.map(lambda x: x if x.ndim == 1 else 20 * x, params)
-    pretrained.save(cls.folder / "model", cls.model, cls.params, ByteTokenizer())
+    pretrained.save(cls.folder / "model", cls.model, cls.params, LETTERS)
     cls.flag = f"--pretrained={cls.folder / 'model'}"
 
   def write(self, *flags, stdin=""):
@@ -116,9 +118,7 @@ class SampleTest(chex.TestCase):
     )
     flags = [f"--{name}={value}" for name, value in settings.items()]
     prompts = ["abc", "d"]
-    expected = complete_by_beams(
-      self.model, self.params, ByteTokenizer(), prompts, **settings
-    )
+    expected = complete_by_beams(self.model, self.params, LETTERS, prompts, **settings)
     found = self.write(*flags, "--prompt=abc", "--num_samples=2")
     texts = ["abc" + completion.text for completion in expected[0][:2]]
     self.assertEqual(found, "\n---\n".join(texts) + "\n")
