@@ -256,6 +256,6 @@ class _Source:
 
 
 def _read(folder: pathlib.Path, tokenizer: Tokenizer) -> Lines:
-  sizes, num_prompt = np.load(folder / "lines.npy").T
+  sizes, num_prompt = np.lib.format.open_memmap(folder / "lines.npy", "r").T
   tokens = token_cache.read_tokens(folder, tokenizer)
   return Lines(tokens, np.cumsum(sizes) - sizes, sizes, num_prompt)

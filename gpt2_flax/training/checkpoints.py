@@ -141,7 +141,7 @@ class Checkpoints:
     about = {
       "data_position": data_position,
       "config": config,
-      "leaves": array_names(_that_changes(state)),
+      "leaves": array_names(state.replace(frozen=None)),
     }
     self._saving = int(jax.device_get(state.step))
     with self._failing_as_one_line():
@@ -265,9 +265,9 @@ class Checkpoints:
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
     items = ocp.args.Composite(about=ocp.args.JsonRestore())
     about = self._manager.restore(step, args=items)["about"]
-    wanted = _that_changes(abstract)
+    wanted = array_names(abstract.replace(frozen=None))
     # orbax would cast other dtypes in silence, and refuse other shapes in many lines
-    check_arrays(self._folder / str(step), about["leaves"], array_names(wanted))
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+    check_arrays(self._folder / str(step), about["leaves"], wanted)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(_that_changes(abstract)))
     state = self._manager.restore(step, args=items)["state"]
     return TrainState(**state), about["data_position"]

@@ -124,8 +124,8 @@ def _train(
   states, said, ended = [], io.StringIO(), ""
 
   def make_watched_step(*args):
-    *others, _ = args  # without the loss
-    train_step = step_lib.make_train_step(*others, _spoilt_loss)
+    *others, _, tuning = args  # without the loss
+    train_step = step_lib.make_train_step(*others, _spoilt_loss, tuning)
 
     def watched(state, batch):
       state, metrics = train_step(state, batch)

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from gpt2_flax.datasets import CONFIGS, Dataset
+from gpt2_flax.datasets.completions import CompletionsConfig
 from gpt2_flax.datasets.dataset import Batch
 from gpt2_flax.datasets.pipeline import train_batches, train_dataset
 from gpt2_flax.datasets.text import TextConfig
@@ -28,10 +29,13 @@ def same_batches(folder: pathlib.Path, chance: random.Random, full: bool) -> Tal
   tally = Tally()
   text = folder / "text.txt"
   text.write_text(string.ascii_letters + string.digits[:8], "utf-8")
+  lines = folder / "lines.jsonl"
+  pairs = [{"prompt": f"{n} and 1?", "completion": f"{n + 1}"} for n in range(50)]
+  lines.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs), "utf-8")
+  of_files = ("array", "completions", "text")
   configs = [TextConfig(str(text))]
-  configs += [
-    config() for name, config in CONFIGS.items() if name not in ("array", "text")
-  ]
+  configs += [config() for name, config in CONFIGS.items() if name not in of_files]
+  configs += [CompletionsConfig(str(lines), tokenizer="char")]
   for config in configs if full else configs[:2]:
     dataset = config.make(LENGTH)
     expected = _take([train_batches(dataset, BATCH_SIZE, SEED)], NUM_BATCHES)
