@@ -93,14 +93,15 @@ def small(vocab_size, context_length=12):
   return model, jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 20 * leaf, params)
 
 
-def less_of_the_same(logits_BV, tokens_BS, slot):
-  last_B1 = jnp.take(tokens_BS, slot - 1, axis=1)[:, None]
+def less_of_the_one_before(logits_BV, tokens_BS, slot):
+  """Of the token before the last, which a beam has from the one that it grew out of."""
+  before_B1 = jnp.take(tokens_BS, slot - 2, axis=1)[:, None]
   tokens_1V = jnp.arange(logits_BV.shape[1])[None]
-  return logits_BV - (tokens_1V == last_B1)
+  return logits_BV - (tokens_1V == before_B1)
 
 
 class BeamTest(chex.TestCase):
-  @parameterized.parameters((0.0, None), (1.0, None), (1.0, less_of_the_same))
+  @parameterized.parameters((0.0, None), (1.0, None), (1.0, less_of_the_one_before))
   def test_with_beams_for_all_texts_it_finds_all_in_order(self, length_penalty, own):
     """Three tokens, of which 2 ends a text: 1 + 2 + 4 * 3 texts of at most three.
 
@@ -117,7 +118,7 @@ class BeamTest(chex.TestCase):
       log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
       return sum(
         log_probs[len(prompt) - 1 + at, token]
-        - (own is not None and text[len(prompt) - 1 + at] == token)
+        - (own is not None and text[len(prompt) - 2 + at] == token)
         for at, token in enumerate(tokens)
       )
 
