@@ -27,6 +27,7 @@ INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 HUB_FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", TOKENIZER)
 HUB_FILES += (VOCAB, MERGES, *BESIDE, TEMPLATE)
+HUB_FILES += ("adapter_config.json", "adapter_model.safetensors")  # PEFT's
 
 # Their key in config.json: (our field, what leaving the key out means).
 CONFIG_KEYS = {

@@ -307,6 +307,7 @@ class HubFolderTest(chex.TestCase):
     needed = [CONFIG, "tokenizer.json", WEIGHTS, INDEX, SHARD, "vocab.json"]
     needed += ["merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
     needed += ["added_tokens.json", "generation_config.json", "chat_template.jinja"]
+    needed += ["adapter_config.json", "adapter_model.safetensors"]
     others = ["README.md", "flax_model.msgpack", "tf_model.h5"]
     others += ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "optimizer.pt"]
     others += [
