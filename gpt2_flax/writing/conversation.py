@@ -54,7 +54,7 @@ class Conversation:
     stop_ids: Sequence[int] | None = None,
     logits_function: LogitsFunction | None = None,
   ):
-    """An empty text; arguments as in `texts.complete`, and they hold for each turn."""
+    """An empty text; arguments as in `texts.stream_texts`, for each turn."""
     self.tokens: list[int] = []
     self._model, self._tokenizer = model, tokenizer
     self._swapped_params = swap_heads(params)

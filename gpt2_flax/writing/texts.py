@@ -62,9 +62,19 @@ def stream_texts(
   overflow: str = "stop",
   logits_function: LogitsFunction | None = None,
 ) -> Iterator[list[Completion]]:
-  """As `complete`, in pieces: each item has the next one of every prompt.
+  """What the model writes after each prompt, in pieces: each item has the next of all.
 
   No piece has a part of a stop string that is complete later.
+
+  Args:
+    prompts: texts; where a tokenizer has no token to begin with, none may be empty.
+    num_tokens, key, sampling, overflow, logits_function: as in `generation.generate`.
+    stop: strings that end a text. It ends before the one that is complete first. Where
+      tokens are words, each is one or more whole words.
+    stop_ids: tokens that end a text; None for the tokenizer's end of text.
+
+  Raises:
+    InputError: an argument is out of range, or a prompt has no tokens.
   """
   if stop_ids is None:
     stop_ids = end_ids(tokenizer, model.config.vocab_size)
@@ -97,40 +107,10 @@ def complete(
   params: Any,
   tokenizer: Tokenizer,
   prompts: Sequence[str],
-  *,
-  num_tokens: int,
-  key: jax.Array | None = None,
-  sampling: Sampling = PLAIN,
-  stop: Sequence[str] = (),
-  stop_ids: Sequence[int] | None = None,
-  overflow: str = "stop",
-  logits_function: LogitsFunction | None = None,
+  **settings: Any,
 ) -> list[Completion]:
-  """What the model writes after each prompt.
-
-  Args:
-    prompts: texts; where a tokenizer has no token to begin with, none may be empty.
-    num_tokens, key, sampling, overflow, logits_function: as in `generation.generate`.
-    stop: strings that end a text. It ends before the one that is complete first. Where
-      tokens are words, each is one or more whole words.
-    stop_ids: tokens that end a text; None for the tokenizer's end of text.
-
-  Raises:
-    InputError: an argument is out of range, or a prompt has no tokens.
-  """
-  pieces = stream_texts(
-    model,
-    params,
-    tokenizer,
-    prompts,
-    num_tokens=num_tokens,
-    key=key,
-    sampling=sampling,
-    stop=stop,
-    stop_ids=stop_ids,
-    overflow=overflow,
-    logits_function=logits_function,
-  )
+  """As `stream_texts`, with the same settings: each text when all are whole."""
+  pieces = stream_texts(model, params, tokenizer, prompts, **settings)
   return [join(row) for row in zip(*pieces, strict=True)]
 
 
@@ -157,7 +137,7 @@ def complete_by_beams(
   """The best texts that beams find after each prompt, best first.
 
   Args:
-    prompts, num_tokens, stop_ids: as in `complete`.
+    prompts, num_tokens, stop_ids: as in `stream_texts`.
     stop: each must be one token, since beams end by their tokens.
     settings: the others of `beams.beam_search`.
   """

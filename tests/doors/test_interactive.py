@@ -11,17 +11,13 @@ import time
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
-from gpt2_flax import GPT2, GPT2Config, pretrained, terminal
+from gpt2_flax import pretrained, terminal
 from gpt2_flax.generation import Sampling
-from gpt2_flax.tokenizer import CharTokenizer
 from gpt2_flax.writing.conversation import Conversation
 from tests import forked
-
-LETTERS = CharTokenizer("".join(map(chr, range(128))))  # ids are code points
+from tests.writing.small_model import LETTERS, model_and_params
 
 AT_A_TERMINAL = """
 import os, runpy, sys
@@ -39,18 +35,7 @@ class InteractiveTest(chex.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-    config = GPT2Config(
-      vocab_size=128,
-      context_length=64,
-      num_layers=1,
-      num_heads=2,
-      embed_dim=16,
-      positional_encoding="learned",
-    )
-    cls.model = GPT2(config)
-    key = jax.random.key(1, impl="unsafe_rbg")
-    params = nn.unbox(jax.jit(cls.model.init)(key, jnp.zeros((1, 1), int)))
-    cls.params = jax.tree.map(lambda x: x if x.ndim == 1 else 20 * x, params)
+    cls.model, cls.params = model_and_params(context_length=64)
     pretrained.save(cls.folder / "model", cls.model, cls.params, LETTERS)
     cls.flags = (
       f"--pretrained={cls.folder / 'model'}",

@@ -6,17 +6,13 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
-import jax
-import jax.numpy as jnp
 
-from gpt2_flax import GPT2, GPT2Config, InputError, pretrained
+from gpt2_flax import InputError, pretrained
 from gpt2_flax.doors.prompts import read_prompts
-from gpt2_flax.tokenizer import CharTokenizer, WordTokenizer
+from gpt2_flax.tokenizer import WordTokenizer
 from gpt2_flax.writing.texts import complete_by_beams
 from tests import forked
-
-LETTERS = CharTokenizer("".join(map(chr, range(128))))  # ids are code points
+from tests.writing.small_model import LETTERS, model_and_params
 
 CONTEXT_LENGTH = 40
 
@@ -30,18 +26,7 @@ class SampleTest(chex.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-    config = GPT2Config(
-      vocab_size=128,
-      context_length=CONTEXT_LENGTH,
-      num_layers=1,
-      num_heads=2,
-      embed_dim=16,
-      positional_encoding="learned",
-    )
-    cls.model = GPT2(config)
-    key = jax.random.key(1, impl="unsafe_rbg")
-    params = nn.unbox(jax.jit(cls.model.init)(key, jnp.zeros((1, 1), int)))
-    cls.params = jax.tree.map(lambda x: x if x.ndim == 1 else 20 * x, params)
+    cls.model, cls.params = model_and_params(CONTEXT_LENGTH)
     pretrained.save(cls.folder / "model", cls.model, cls.params, LETTERS)
     cls.flag = f"--pretrained={cls.folder / 'model'}"
 

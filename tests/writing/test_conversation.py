@@ -1,48 +1,31 @@
 """A person and a model write one text; what was read is not read again."""
 
-import functools
 from unittest import mock
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt2_flax import GPT2, GPT2Config, InputError
+from gpt2_flax import InputError
 from gpt2_flax.generation import CHUNK, generate, Sampling
 from gpt2_flax.tokenizer import ByteTokenizer
 from gpt2_flax.writing import conversation
 from gpt2_flax.writing.conversation import Conversation
+from tests.writing.small_model import model_and_params
 
 CONTEXT_LENGTH = 64
 PLAIN = Sampling(temperature=0)
 PICKY = Sampling(temperature=0, repetition_penalty=1.5, no_repeat_ngram_size=2)
 
 
-@functools.cache
-def model_and_params():
-  config = GPT2Config(
-    vocab_size=128,
-    context_length=CONTEXT_LENGTH,
-    num_layers=1,
-    num_heads=2,
-    embed_dim=16,
-    positional_encoding="learned",
-  )
-  model = GPT2(config)
-  key = jax.random.key(1, impl="unsafe_rbg")
-  params = nn.unbox(jax.jit(model.init)(key, jnp.zeros((1, 1), int)))
-  return model, jax.tree.map(lambda x: x if x.ndim == 1 else 20 * x, params)
-
-
 def begin(**settings):
   settings = dict(sampling=PLAIN, key=jax.random.key(0)) | settings
-  return Conversation(*model_and_params(), ByteTokenizer(), **settings)
+  return Conversation(*model_and_params(CONTEXT_LENGTH), ByteTokenizer(), **settings)
 
 
 def expected(text, num_tokens, sampling=PLAIN):
   [new] = generate(
-    *model_and_params(),
+    *model_and_params(CONTEXT_LENGTH),
     [list(text.encode())],
     num_tokens=num_tokens,
     sampling=sampling,
@@ -123,7 +106,7 @@ class ConversationTest(chex.TestCase):
       return jnp.where(jnp.arange(128)[None] == wanted, 0 * logits_BV, -jnp.inf)
 
     talk = Conversation(
-      *model_and_params(),
+      *model_and_params(CONTEXT_LENGTH),
       Pairs(),
       key=jax.random.key(0),
       sampling=PLAIN,
