@@ -1,6 +1,7 @@
 """Muon: what it makes of a matrix, and that its steps are those of optax's."""
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -47,6 +48,11 @@ class MuonTest(chex.TestCase):
       found, our_state = ours.update(grads, states[1], params)
       states = their_state, our_state
       assert_close(found, expected, 5 * 3 * 7 * 8)
+
+  def test_a_kernel_and_those_of_its_shape_turned_are_worked_on_together(self):
+    kernels = {"expand": jnp.ones((3, 6)), "contract": jnp.ones((6, 3))}
+    program = str(jax.make_jaxpr(muon.orthogonalised)(kernels))
+    self.assertEqual(program.count("dot_general["), 3 * muon.ITERATIONS)
 
   def test_a_kernel_of_zeros_stays_finite(self):
     found = muon.orthogonalised({"kernel": jnp.zeros((3, 4))})
