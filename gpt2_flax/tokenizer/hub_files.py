@@ -63,7 +63,8 @@ def with_merges(
   """A vocab.json, with its merges.txt, as the tokenizer.json that means the same.
 
   Raises:
-    InputError: merges.txt is missing, or not what GPT-2 has under that name.
+    InputError: merges.txt is missing, or not what GPT-2 has under that name; or what
+      lies beside them has no ids for its tokens.
   """
   merges = []
   for number, line in enumerate(_read_text(merges_file).split("\n"), start=1):
@@ -93,9 +94,19 @@ def _added_tokens(
   special = {special_token(beside, name) or END_OF_TEXT for name in names}
   ids = {token: vocab[token] for token in sorted(special) if token in vocab}
   ids |= beside.get(ADDED, {})
+  for token, token_id in ids.items():
+    if type(token_id) is not int:
+      raise InputError(f"the id of {token!r} is {token_id!r}: must be an integer")
   by_id = {ids[token]: {"content": token, "special": token in special} for token in ids}
-  for token_id, token in dict(beside.get(ABOUT, {}).get(DECODER, {})).items():
-    by_id[int(token_id)] = dict(token)
+  decoder = beside.get(ABOUT, {}).get(DECODER, {})
+  if not isinstance(decoder, dict):
+    raise InputError(f"{ABOUT}: {DECODER} must be an object")
+  for token_id, token in decoder.items():
+    if not token_id.isdecimal() or not isinstance(token, dict):
+      raise InputError(
+        f"{ABOUT}: {DECODER} has {token_id!r}: {token!r}: must be an id and an object"
+      )
+    by_id[int(token_id)] = token
   following = len(vocab)
   for token_id in sorted(by_id):
     content = by_id[token_id].get("content")

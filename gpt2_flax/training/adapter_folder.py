@@ -13,6 +13,7 @@ import contextlib
 import json
 import pathlib
 import re
+import sys
 from typing import Any
 
 import jax
@@ -160,10 +161,10 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     ("peft_type", str, "LORA"),
     ("base_model_name_or_path", str, "the folder or the hub id of the weights"),
     ("r", int, "an integer"),
-    ("lora_alpha", (int, float), "a number"),
+    ("lora_alpha", (int, float), "a finite number"),
   ):
     value = config.get(key)
-    if type(value) is bool or not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is not str and not _is_finite(value)):
       raise InputError(f"{path}: {key} is {value!r}: must be {allowed}")
   if config["peft_type"] != "LORA":
     raise InputError(f"{path}: peft_type is {config['peft_type']!r}: must be LORA")
@@ -174,12 +175,15 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
       raise InputError(f"{path}: {key} is {config[key]!r}: must be left out")
   for key in ("rank_pattern", "alpha_pattern"):
     pattern = config.setdefault(key, {})
-    numbers = isinstance(pattern, dict) and all(
-      isinstance(value, (int, float)) for value in pattern.values()
-    )
-    if not numbers:
-      raise InputError(f"{path}: {key} must be an object of numbers")
+    if not isinstance(pattern, dict) or not all(map(_is_finite, pattern.values())):
+      raise InputError(f"{path}: {key} must be an object of finite numbers")
   return config
+
+
+def _is_finite(value: Any) -> bool:
+  """Whether it is a number that a float can hold; JSON has others."""
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_number and abs(value) <= sys.float_info.max
 
 
 def _of_module(config: dict[str, Any], key: str, name: str, default: Any) -> Any:

@@ -12,6 +12,7 @@ import pickle
 import shutil
 import struct
 import sys
+from unittest import mock
 import zipfile
 
 import jax
@@ -24,6 +25,7 @@ from configs import toy
 from gpt2_flax import generation, pretrained
 from gpt2_flax.errors import InputError
 from gpt2_flax.files import json as json_files
+from gpt2_flax.hub.folder import find_folder
 from gpt2_flax.tokenizer import (
   BPETokenizer,
   ByteTokenizer,
@@ -32,10 +34,12 @@ from gpt2_flax.tokenizer import (
   tokenizer_json,
   WordTokenizer,
 )
+from gpt2_flax.training import adapter_folder, source
 from gpt2_flax.training.checkpoints import Checkpoints
 from gpt2_flax.training.config import CheckpointConfig, from_dict
 from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.kept import read_params
+from gpt2_flax.training.lora import new_adapters
 from gpt2_flax.training.manifest import MANIFEST, manifest
 from gpt2_flax.training.step import TrainState
 from tests.reliability import mutations
@@ -230,6 +234,89 @@ class TokenizerFile(Json):
       raise refused
 
 
+BESIDE = {
+  "tokenizer_config.json": {
+    "tokenizer_class": "GPT2Tokenizer",
+    "eos_token": {"__type": "AddedToken", "content": "the", "lstrip": False},
+    "bos_token": "<s>",
+    "model_max_length": 12,
+    "add_prefix_space": True,
+    "added_tokens_decoder": {"269": {"content": "<s>", "special": True}},
+  },
+  "special_tokens_map.json": {"additional_special_tokens": ["<|user|>"]},
+  "added_tokens.json": {"<s>": 269},
+  "generation_config.json": {"eos_token_id": [7, 9], "max_length": 9},
+  "config.json": {"bos_token_id": 1, "eos_token_id": [7, 9], "pad_token_id": 300},
+}
+
+
+class TokenizerFolder(Json):
+  """vocab.json and merges.txt, and what lies beside a tokenizer in its folder."""
+
+  more = ({"content": "a"}, {"269": {}}, {"a": 269}, {"269": "a"}, ["<s>"], "<s>", 269)
+
+  def __init__(self, folder: pathlib.Path):
+    folder.mkdir()
+    bpe = BPETokenizer.train(["the cat sat on the mat"], 290)
+    model = json.loads(bpe._tokenizer.to_str())["model"]
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    self.whole = {folder / "merges.txt": merges.encode()}
+    for name, values in {"vocab.json": model["vocab"], **BESIDE}.items():
+      self.whole[folder / name] = json.dumps(values).encode()
+    for path, content in self.whole.items():
+      path.write_bytes(content)
+    self.folder, self.path, self.corpus = folder, folder / "merges.txt", [b""]
+
+  def mutate(self, content, random):
+    self.path.write_bytes(self.whole[self.path])
+    self.path = random.choice(list(self.whole))
+    return super().mutate(self.whole[self.path], random)
+
+  def use(self):
+    tokenizer = pretrained.load_tokenizer(self.folder)
+    tokenizer.decode(tokenizer.start("the cat"))
+    tokenizer_json(tokenizer).encode("utf-8")
+
+
+class Adapter(Json):
+  """adapter_config.json, beside a base and adapters that are as they should be."""
+
+  more = ("plain", "../adapter-config", 1e308, {"attn.c_attn": 2}, {"": 0})
+  name = adapter_folder.CONFIG
+
+  def __init__(self, folder: pathlib.Path):
+    folder.mkdir()
+    base = shutil.copytree(GOLDEN / "plain", folder / "base")
+    (base / "tokenizer.json").write_text(tokenizer_json(CharTokenizer("the")))
+    adapters = new_adapters(
+      [
+        ("blocks_0/attention/heads/query/kernel", (2, 16, 8)),
+        ("blocks_1/feed_forward/expand/kernel", (16, 64)),
+      ],
+      2,
+      jax.random.key(0),
+    )
+    adapter_folder.save(folder, adapters, 2, 4.0, str(base))
+    self.folder, self.path = folder, folder / self.name
+    self.corpus = [self.path.read_bytes()]
+
+  def use(self):
+    def only_here(name):  # what is downloaded is as hostile, and tried as such
+      if not os.path.isdir(name):
+        raise InputError("no folder")
+      return find_folder(name)
+
+    with mock.patch.object(source, "find_folder", only_here):
+      source.load(self.folder)
+
+
+class AdapterWeights(Adapter):
+  """adapter_model.safetensors."""
+
+  name = adapter_folder.WEIGHTS
+  mutate = Weights.mutate
+
+
 class Prompts(Target):
   """What a model shall continue: text for a tokenizer that is fine, and ids."""
 
@@ -338,12 +425,15 @@ def targets(folder: pathlib.Path) -> dict[str, tuple[float, object]]:
   shard = "model-00001-of-00002.safetensors"
   index, config = "model.safetensors.index.json", "config.json"
   return {
-    "weights": (0.2, Weights(folder / "weights", "plain", "model.safetensors")),
+    "weights": (0.15, Weights(folder / "weights", "plain", "model.safetensors")),
     "shard": (0.1, Weights(folder / "shard", "sharded", shard)),
-    "index": (0.1, Json(folder / "index", "sharded", index)),
-    "config": (0.15, Json(folder / "config", "untied", config)),
+    "index": (0.05, Json(folder / "index", "sharded", index)),
+    "config": (0.1, Json(folder / "config", "untied", config)),
     "run's config": (0.1, RunConfig(folder / "run")),
-    "tokenizer": (0.25, TokenizerFile(folder / "tokenizer")),
+    "tokenizer": (0.2, TokenizerFile(folder / "tokenizer")),
+    "tokenizer's folder": (0.1, TokenizerFolder(folder / "beside")),
+    "adapter's config": (0.05, Adapter(folder / "adapter-config")),
+    "adapter": (0.05, AdapterWeights(folder / "adapter")),
     "prompt": (0.085, Prompts(folder / "prompt")),
     "checkpoint": (0.015, CheckpointFile(folder / "checkpoint")),
   }

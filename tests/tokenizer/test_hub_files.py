@@ -103,10 +103,23 @@ class FilesTest(chex.TestCase):
 
   @parameterized.parameters(
     (dict(added_tokens={"<pad>": SIZE + 1}), f"{SIZE + 1}: must be {SIZE}, the next"),
-    (dict(added_tokens={"<pad>": "300"}), "is no tokenizer"),
-    (dict(added_tokens={"<pad>": []}), "is no tokenizer"),
-    (dict(tokenizer_config={"added_tokens_decoder": {"x": {}}}), "is no tokenizer"),
-    (dict(tokenizer_config={"added_tokens_decoder": 3}), "is no tokenizer"),
+    (dict(added_tokens={"<pad>": "300"}), "the id of '<pad>' is '300': must be an"),
+    (
+      dict(added_tokens={"<pad>": []}),
+      r"the id of '<pad>' is \[\]: must be an integer",
+    ),
+    (
+      dict(tokenizer_config={"added_tokens_decoder": {"x": {}}}),
+      "tokenizer_config.json: added_tokens_decoder has 'x': {}: must be an id and an",
+    ),
+    (
+      dict(tokenizer_config={"added_tokens_decoder": {str(SIZE): "<pad>"}}),
+      f"has '{SIZE}': '<pad>': must be an id and an object",
+    ),
+    (
+      dict(tokenizer_config={"added_tokens_decoder": 3}),
+      "tokenizer_config.json: added_tokens_decoder must be an object",
+    ),
     (dict(tokenizer_config=[]), "tokenizer_config.json is not a JSON object"),
     (dict(generation_config="x"), "generation_config.json is not a JSON object"),
   )
