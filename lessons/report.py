@@ -63,10 +63,12 @@ class Report:
     return "\n".join(f"- {finding}" for finding in self.findings)
 
 
-def new_figure(num_panels: int = 1) -> tuple[Figure, list]:
-  """A figure with panels side by side, and their axes."""
-  figure = Figure(figsize=(1 + 4 * num_panels, 3.6), layout="constrained", dpi=110)
-  panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
+def new_figure(num_panels: int = 1, num_rows: int = 1) -> tuple[Figure, list]:
+  """A figure with panels side by side, and their axes, row by row."""
+  columns = num_panels // num_rows
+  size = (1 + 4 * columns, 3.6 * num_rows)
+  figure = Figure(figsize=size, layout="constrained", dpi=110)
+  panels = list(figure.subplots(num_rows, columns, squeeze=False).flat)
   for panel in panels:
     panel.spines[["top", "right"]].set_visible(False)
   return figure, panels

@@ -273,7 +273,7 @@ def run(reduced: bool = False) -> Report:
   tables = {
     f"Two fits to {len(runs.sizes)} runs, with 95 % intervals": exponents,
     "A model four times larger, gap in nats a token": foretold,
-    "Best sizes, and tokens a parameter": best,
+    f"Best sizes, and tokens a parameter ({CHINCHILLA} by Chinchilla's rule)": best,
     "Exponents of the gap from each size to the next, and each amount": steps,
   }
   return Report(tables, findings, draw(everything, known, text, floor))
@@ -320,47 +320,55 @@ def of_larger(
 
 # %%
 def draw(runs: Runs, known: Fit, text: Fit, floor: float) -> Figure:
-  """The gap by size, by computation, and what the fit to losses makes of E."""
-  figure, (left, middle, right) = new_figure(3)
-  sizes = np.geomspace(runs.sizes.min(), runs.sizes.max(), 50)
-  for colour, tokens in zip(COLOURS, np.unique(runs.tokens), strict=False):
-    of = runs.where(runs.tokens == tokens)
-    is_larger = of.depth == LARGER
-    label = f"{tokens / 1e6:.2g} million tokens"
-    left.plot(
-      of.sizes[~is_larger], of.gaps[~is_larger], "o", color=colour, ms=4, label=label
+  """The gap by size, data and computation, and what the fit to losses makes of E."""
+  figure, (by_size, by_data, by_computation, of_floor) = new_figure(4, num_rows=2)
+  larger = runs.depth == LARGER
+  sizes, amounts = np.unique(runs.sizes[~larger]), np.unique(runs.tokens)
+  every_size = np.geomspace(runs.sizes.min(), runs.sizes.max(), 50)
+  every_amount = np.geomspace(amounts.min(), amounts.max(), 50)
+  for colour, tokens in zip(COLOURS, amounts, strict=False):
+    of = runs.tokens == tokens
+    for which, mark, label in (
+      (of & ~larger, "o", f"{tokens / 1e6:.2g} million tokens"),
+      (of & larger, "*", None),
+    ):
+      how = dict(color=colour, ms=4 if mark == "o" else 10, label=label)
+      by_size.plot(runs.sizes[which], runs.gaps[which], mark, **how)
+      by_computation.plot(runs.computation[which], runs.gaps[which], mark, **how)
+    law = known.law(every_size, np.full(50, tokens))
+    by_size.plot(every_size, law, color=colour, linewidth=1)
+  for colour, size in zip(COLOURS, sizes, strict=False):
+    of = runs.sizes == size
+    by_data.plot(
+      runs.tokens[of], runs.gaps[of], "o", color=colour, ms=4, label=f"N = {size:,.0f}"
     )
-    left.plot(of.sizes[is_larger], of.gaps[is_larger], "*", color=colour, ms=10)
-    left.plot(sizes, known.law(sizes, np.full(50, tokens)), color=colour, linewidth=1)
-    middle.plot(of.computation, of.gaps, "o", color=colour, ms=4)
-  left.set(
-    xscale="log",
-    yscale="log",
-    xlabel="N, parameters of the blocks",
-    ylabel="gap to the floor, nats a token",
-    title="Size (stars: foretold)",
-  )
-  left.legend(frameon=False, fontsize="small")
-  amounts = np.geomspace(runs.computation.min(), runs.computation.max(), 50)
-  best = known.law.best_size(amounts / 6)
-  middle.plot(
-    amounts,
-    known.law(best, amounts / 6 / best),
+    law = known.law(np.full(50, size), every_amount)
+    by_data.plot(every_amount, law, color=colour, linewidth=1)
+  computation = np.geomspace(runs.computation.min(), runs.computation.max(), 50)
+  best = known.law.best_size(computation / 6)
+  by_computation.plot(
+    computation,
+    known.law(best, computation / 6 / best),
     "--",
     color="black",
     linewidth=1,
     label="the best that the law allows",
   )
-  middle.set(
-    xscale="log", yscale="log", xlabel="operations of the training", title="Computation"
-  )
-  middle.legend(frameon=False)
-  right.hist([law.E - floor for law in text.samples], 20, color=COLOURS[1], alpha=0.6)
-  right.axvline(0, color="black", linestyle=":", linewidth=1)
-  right.set(
+  gap = "gap to the floor, nats a token"
+  for panel, x, title in (
+    (by_size, "N, parameters of the blocks", "Size (star: foretold); lines: the law"),
+    (by_data, "D, tokens learned from", "Data"),
+    (by_computation, "operations of the training", "Computation"),
+  ):
+    panel.set(xscale="log", yscale="log", xlabel=x, ylabel=gap, title=title)
+    panel.legend(frameon=False, fontsize="x-small")
+  errors = [law.E - floor for law in text.samples]
+  of_floor.hist(errors, 20, color=COLOURS[1], alpha=0.6)
+  of_floor.axvline(0, color="black", linestyle=":", linewidth=1)
+  of_floor.set(
     xlabel="fitted E less the floor, nats",
     ylabel="samples of the runs",
-    title="What a fit makes of the floor",
+    title="Where a fit to losses puts the floor",
   )
   return figure
 

@@ -110,7 +110,7 @@ def table(report: Report, begins: str) -> Sequence:
 def figures(wanted: bool) -> Callable:
   """`new_figure`; or, where the verdict is asked for alone, one that draws nothing."""
 
-  def nothing(num_panels=1):
+  def nothing(num_panels=1, num_rows=1):
     return mock.MagicMock(), [mock.MagicMock() for _ in range(num_panels)]
 
   return new_figure if wanted else nothing

@@ -105,7 +105,11 @@ class VerdictTest(chex.TestCase):
     self.assertEqual(last["tokens"], 1296 * 2048)
     best = table(report, "Best sizes")
     ratios = [float(row["tokens a parameter"].split()[0]) for row in best]
-    self.assertLess(max(ratios) / min(ratios), 1.5)  # as a is b
+    least = 2.0 ** (2 * 1.25)  # as a is b, and B twice A: D / N at equation 4
+    for ratio in ratios:
+      self.assertBetween(ratio, 0.8 * least, 1.25 * least)
+    [title] = [title for title in report.tables if title.startswith("Two fits")]
+    self.assertIn("84 runs", title)  # the larger model's is none of them
 
   @parameterized.parameters(
     (0, dict(), (3.0, 3.1)),

@@ -71,8 +71,8 @@ ROWS = (
   ),
   Row(
     13,
-    "hostile weights, adapters, tokenizers, configs, checkpoints, prompts, tokens on the"
-    " page: no code run, nothing written, 5 s and 4 GB at most, one clear line",
+    "hostile weights, adapters, tokenizers, configs, checkpoints, prompts, tokens on"
+    " the page: no code run, nothing written, 5 s and 4 GB at most, one clear line",
     harmless,
   ),
 )
