@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.layers.head_kernels import swap_heads
-from gpt2_flax.layers.key_values import KeyValues
+from gpt2_flax.layers.key_values import KeyValues, squeezed
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.rows.prompts import bucket, checked_prompts
 from gpt2_flax.rows.repeats import ban_repeated_ngrams, penalise_seen
@@ -266,12 +266,20 @@ def decode(
     The state, and int32 [B, CHUNK]; -1 after a row has ended.
   """
 
+  of_heads = state.cache[0].key.shape
+  in_loop = squeezed(state.cache[0].key)  # so that it is written in place
+
+  def reshaped(state: Decoding, shape: tuple[int, ...]) -> Decoding:
+    cache = jax.tree.map(lambda leaf: leaf.reshape(shape), state.cache)
+    return state._replace(cache=cache)
+
   def unfinished(carry: tuple) -> jax.Array:
     state, _, step = carry
     return (step < num_tokens) & ~state.done_B.all()
 
   def choose(carry: tuple) -> tuple:
     state, out, step = carry
+    state = reshaped(state, of_heads)
     token_key = jax.random.fold_in(key, num_made + step)
     logits_BV = adjusted(state.logits_BV, state, sampling, logits_function)
     token_B = sample_token(token_key, logits_BV, sampling)
@@ -279,11 +287,14 @@ def decode(
     state = append(model, swapped_params, state, token_B)
     full_B = state.slot - state.padding_B >= model.config.context_length
     stopped_B = jnp.isin(token_B, jnp.array(stop_ids, jnp.int32))
-    return state._replace(done_B=state.done_B | full_B | stopped_B), out, step + 1
+    state = state._replace(done_B=state.done_B | full_B | stopped_B)
+    return reshaped(state, in_loop), out, step + 1
 
   out = jnp.full((len(state.done_B), CHUNK), -1, jnp.int32)
-  state, out, _ = jax.lax.while_loop(unfinished, choose, (state, out, 0))
-  return state, out
+  state, out, _ = jax.lax.while_loop(
+    unfinished, choose, (reshaped(state, in_loop), out, 0)
+  )
+  return reshaped(state, of_heads), out
 
 
 def stream(

@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+import re
 from unittest import mock
 
 from absl.testing import parameterized
@@ -23,6 +24,7 @@ from gpt2_flax.generation import (
   Sampling,
   stream,
 )
+from gpt2_flax.layers.head_kernels import swap_heads
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS
@@ -431,3 +433,22 @@ class CacheTest(chex.TestCase):
     for leaf in jax.tree.leaves(cache):
       chex.assert_type(leaf, jnp.dtype(dtype))
       self.assertFalse(leaf.any())
+
+  @parameterized.parameters(1, 3)
+  def test_no_token_copies_it(self, batch_size):
+    model, params = model_and_params()
+    num_slots = 24
+    prompts, padding = jnp.ones((batch_size, 5), int), jnp.zeros(batch_size, int)
+    state = prefill(model, params, prompts, padding, num_slots=num_slots)
+    arguments = model, swap_heads(params), state, random_key(0), 0, CHUNK
+    text = decode.lower(*arguments, sampling=GREEDY).compile().as_text()
+    [body] = re.findall(r"while\(.*body=(%[\w.-]+)", text)
+    lines = text.split(f"\n{body} (")[1].split("\n}")[0].splitlines()
+    made = [  # what the body makes of that size
+      operation
+      for line in lines
+      for shape, operation in re.findall(r"= f32\[([\d,]+)\]\S* ([\w-]+)\(", line)
+      if math.prod(map(int, shape.split(","))) == state.cache[0].key.size
+      and operation != "get-tuple-element"
+    ]
+    self.assertEqual(made, ["fusion"] * 4)  # keys and values of two layers, in place
