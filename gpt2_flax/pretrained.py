@@ -12,9 +12,9 @@ Axes: T position, H heads, K head_dim, D embed_dim, F mlp_dim, V vocab_size.
 """
 
 from collections.abc import Mapping
-import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -33,7 +33,7 @@ from gpt2_flax.hub.folder import (
   CONFIG,
   config_json,
   find_folder,
-  open_weights,
+  find_weights,
   read_config,
   require_new,
   StoredTensor,
@@ -95,16 +95,18 @@ def load(name_or_path: str | os.PathLike) -> tuple[GPT2, Any]:
   """
   folder = find_folder(os.fspath(name_or_path))
   config = read_config(folder / CONFIG)
-  flat = {}
-  with contextlib.ExitStack() as stack:
-    stored = _without_prefix(open_weights(folder, stack))
-    layout = _check(stored, config, folder)
-    for name, (ours, _) in layout.items():
-      value = stored[name].read()
-      values = _split(value, config) if "*" in ours else [value]
-      for part, part_value in zip(_parts(ours), values, strict=True):
-        # jnp.array copies, so neither the file nor `value` stays in memory
-        flat[part] = jnp.array(np.ascontiguousarray(part_value, np.float32))
+  stored = _without_prefix(find_weights(folder))
+  layout, flat = _check(stored, config, folder), {}
+  # The largest first: while it is there twice, there is not much else.
+  for name in sorted(layout, key=lambda name: -math.prod(stored[name].shape)):
+    ours, value = layout[name][0], stored[name].read()
+    values = _split(value, config) if "*" in ours else [value]
+    for part, part_value in zip(_parts(ours), values, strict=True):
+      # a copy, so that `value` does not stay in memory; waited for, for the same reason
+      copied = jax.device_put(
+        part_value.astype(np.float32, copy=False), may_alias=False
+      )
+      flat[part] = jax.block_until_ready(copied)
   if config.tied_embeddings and "lm_head.weight" in layout:
     output = flat.pop("output_embedding/embedding")
     if not jnp.array_equal(output, flat["token_embedding/embedding"]):

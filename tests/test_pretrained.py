@@ -215,7 +215,7 @@ class PretrainedTest(chex.TestCase):
   def test_one_tensor_at_a_time_in_memory(self):
     """numpy's memory is traced, jax's is not: what is traced is what load holds
     besides the params."""
-    model = small_model(num_layers=12, embed_dim=64, positional_encoding="learned")
+    model = small_model(num_layers=12, embed_dim=128, positional_encoding="learned")
     params = random_params(model)
     pretrained.save(self.scratch / "saved", model, params)
     pretrained.load(self.scratch / "saved")  # what is made only once

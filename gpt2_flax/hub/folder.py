@@ -4,7 +4,6 @@ Nothing in it is trusted. No weight is read here, only the files, names, shapes 
 types of tensors; `pretrained` knows what they mean.
 """
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -59,25 +58,28 @@ ACTIVATIONS = {
 
 
 class StoredTensor(NamedTuple):
-  """A tensor in an open file.
+  """A tensor in a file.
 
   Attributes:
     path: of the file.
     name: in the file.
     shape: as the header has it.
     dtype: as the header has it: "F32", "BF16", ...
-    file: the open file.
   """
 
   path: pathlib.Path
   name: str
   shape: list[int]
   dtype: str
-  file: Any
 
   def read(self) -> np.ndarray:
-    """The values; nothing else here reads any."""
-    return self.file.get_tensor(self.name)
+    """The values; nothing else here reads any.
+
+    The file is opened for each tensor, since all that was read of an open one counts
+    as memory of this process until it is closed.
+    """
+    with safe_open(self.path, framework="numpy") as file:
+      return file.get_tensor(self.name)
 
 
 def find_folder(name_or_path: str) -> pathlib.Path:
@@ -142,17 +144,15 @@ def require_new(folder: str | os.PathLike) -> pathlib.Path:
   return folder
 
 
-def open_weights(
-  folder: pathlib.Path, stack: contextlib.ExitStack
-) -> dict[str, StoredTensor]:
-  """Every tensor by its name; `stack` keeps their files open.
+def find_weights(folder: pathlib.Path) -> dict[str, StoredTensor]:
+  """Every tensor by its name.
 
   Raises:
     InputError: there are no safetensors, a file is damaged or missing, or the index
       of a sharded model does not agree with the shards.
   """
   if (folder / WEIGHTS).is_file():
-    return _open_file(folder / WEIGHTS, stack)
+    return _read_header(folder / WEIGHTS)
   if not (folder / INDEX).is_file():
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     which = f"{pickles[0]} is a pickle, which is" if pickles else "pickles (.bin) are"
@@ -166,7 +166,7 @@ def open_weights(
   shard_of = _read_index(folder / INDEX)
   stored = {}
   for shard in sorted(set(shard_of.values())):
-    for name, tensor in _open_file(folder / shard, stack).items():
+    for name, tensor in _read_header(folder / shard).items():
       if shard_of.get(name) != shard:
         raise InputError(
           f"{folder / INDEX}: {name} is in {shard}, the index says"
@@ -192,21 +192,18 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
   return shard_of
 
 
-def _open_file(
-  path: pathlib.Path, stack: contextlib.ExitStack
-) -> dict[str, StoredTensor]:
+def _read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
   if not os.path.isfile(path):  # pathlib would raise where a name is too long
     raise InputError(f"{path} is missing")
   try:
-    file = stack.enter_context(safe_open(path, framework="numpy"))
+    with safe_open(path, framework="numpy") as file:
+      headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+      return {
+        name: StoredTensor(path, name, header.get_shape(), header.get_dtype())
+        for name, header in headers.items()
+      }
   except (OSError, SafetensorError) as error:
     raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-  stored = {}
-  for name in file.keys():  # noqa: SIM118 (a file, not a dict)
-    header = file.get_slice(name)
-    shape, dtype = header.get_shape(), header.get_dtype()
-    stored[name] = StoredTensor(path, name, shape, dtype, file)
-  return stored
 
 
 def read_config(path: pathlib.Path) -> GPT2Config:

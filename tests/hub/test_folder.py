@@ -226,71 +226,62 @@ class HubFolderTest(chex.TestCase):
   def test_bad_json(self, content, says):
     for path in (self.copy("plain") / CONFIG, self.copy("sharded") / INDEX):
       path.write_bytes(content)
-      with self.assert_refused(path, says), contextlib.ExitStack() as stack:
+      with self.assert_refused(path, says):
         if path.name == CONFIG:
           hub_folder.read_config(path)
         else:
-          hub_folder.open_weights(path.parent, stack)
+          hub_folder.find_weights(path.parent)
 
   @parameterized.named_parameters(BAD_WEIGHTS.items())
   def test_bad_weights(self, damage):
     for path in (self.copy("plain") / WEIGHTS, self.copy("sharded") / SHARD):
       path.write_bytes(damage(path.read_bytes()))
-      with (
-        self.assert_refused(path, "is not a whole safetensors file"),
-        contextlib.ExitStack() as stack,
-      ):
-        hub_folder.open_weights(path.parent, stack)
+      with self.assert_refused(path, "is not a whole safetensors file"):
+        hub_folder.find_weights(path.parent)
 
   @parameterized.named_parameters((name, *case) for name, case in BAD_INDICES.items())
   def test_bad_index(self, changes, says):
     path = self.copy("sharded") / INDEX
     weight_map = json.loads(path.read_text())["weight_map"]
     change_json(path, weight_map=weight_map | changes)
-    with self.assert_refused(path, says), contextlib.ExitStack() as stack:
-      hub_folder.open_weights(path.parent, stack)
+    with self.assert_refused(path, says):
+      hub_folder.find_weights(path.parent)
 
   def test_shard_whose_name_no_file_can_have(self):
     path, shard = self.copy("sharded") / INDEX, "a" * 300 + ".safetensors"
     change_json(path, weight_map={WTE: shard})
     says = self.assert_refused(path.with_name(shard), "is missing")
-    with says, contextlib.ExitStack() as stack:
-      hub_folder.open_weights(path.parent, stack)
+    with says:
+      hub_folder.find_weights(path.parent)
 
   def test_index_without_a_map(self):
     path = self.copy("sharded") / INDEX
     change_json(path, weight_map=[])
-    with (
-      self.assert_refused(path, "has no weight_map"),
-      contextlib.ExitStack() as stack,
-    ):
-      hub_folder.open_weights(path.parent, stack)
+    with self.assert_refused(path, "has no weight_map"):
+      hub_folder.find_weights(path.parent)
 
   @parameterized.parameters(("plain", CONFIG), ("sharded", SHARD))
   def test_missing_file(self, name, missing):
     folder = self.copy(name)
     (folder / missing).unlink()
-    with (
-      self.assert_refused(folder / missing, "is missing"),
-      contextlib.ExitStack() as stack,
-    ):
+    with self.assert_refused(folder / missing, "is missing"):
       hub_folder.read_config(folder / CONFIG)
-      hub_folder.open_weights(folder, stack)
+      hub_folder.find_weights(folder)
 
   def test_no_weights(self):
     folder = self.copy("plain")
     (folder / WEIGHTS).unlink()
     says = f"has neither {WEIGHTS} nor {INDEX}"
-    with self.assert_refused(folder, says), contextlib.ExitStack() as stack:
-      hub_folder.open_weights(folder, stack)
+    with self.assert_refused(folder, says):
+      hub_folder.find_weights(folder)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     ways_out = (
       "pytorch_model.bin is a pickle, which is never read",
       f'GPT2LMHeadModel.from_pretrained("{folder}").save_pretrained("NEW")',
       f'AutoTokenizer.from_pretrained("{folder}").save_pretrained("NEW")',
     )
-    with self.assert_refused(folder, *ways_out), contextlib.ExitStack() as stack:
-      hub_folder.open_weights(folder, stack)
+    with self.assert_refused(folder, *ways_out):
+      hub_folder.find_weights(folder)
 
   def test_a_file_is_no_folder(self):
     with self.assert_refused(GOLDEN / "plain" / CONFIG, "cannot be read"):
