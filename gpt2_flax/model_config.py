@@ -61,7 +61,8 @@ class GPT2Config:
     scan_layers: one layer is compiled for all of them, to train deep models: see
       `layer_stacking`. The results are the same, up to dropout's draws.
     remat: what the backward pass computes a second time, to save memory: "none";
-      "dots", all but the products with weights; or "full", everything.
+      "scores", those of attention and what follows from them; "dots", all but the
+      products with weights; or "full", everything.
   """
 
   vocab_size: int = 50_257

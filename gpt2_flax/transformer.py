@@ -16,7 +16,7 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.layers.dropout import Dropout
 from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.layers.layer_norm import layer_norm
-from gpt2_flax.layers.layer_stacking import rematerialised, scan_blocks
+from gpt2_flax.layers.layer_stacking import forgetful, rematerialised, scan_blocks
 from gpt2_flax.layers.linear import linear
 from gpt2_flax.layers.token_embedding import TokenEmbedding
 from gpt2_flax.model_config import ACTIVATIONS, GPT2Config
@@ -73,6 +73,9 @@ class Block(nn.Module):
     temperature = 1.0 if config.scale_attention else config.head_dim**-0.5
     if config.scale_attention_by_layer:
       temperature *= self.layer + 1
+    head = self.head or HEADS[config.attention]
+    if config.remat == "scores":
+      head = forgetful(head, config.scan_layers)
     self.attention_norm = self.norm(config.layer_norm_epsilon, config.dtype)
     self.attention = MultiHeadAttention(
       num_heads=config.num_heads,
@@ -83,7 +86,7 @@ class Block(nn.Module):
       output_init=_residual_init(config),
       temperature=temperature,
       positional_encoding=config.positional_encoding,
-      head=self.head or HEADS[config.attention],
+      head=head,
     )
     if config.feed_forward:
       self.feed_forward_norm = self.norm(config.layer_norm_epsilon, config.dtype)

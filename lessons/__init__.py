@@ -42,4 +42,5 @@ LESSONS = (  # in the order of reading
   "learned_when",
   "sampling",
   "cache",
+  "scaling_law",
 )

@@ -11,6 +11,7 @@
 The same command again goes on where an interrupted run stopped.
 """
 
+import os
 import pathlib
 
 from absl import flags
@@ -29,6 +30,11 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 
 
+# XLA's CPU backend begins whatever it can as soon as it can. So what is to be computed
+# a second time is computed at once, and kept. This has it think of memory first.
+MEMORY_FIRST = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+
+
 def main() -> int:
   """Checks the config, trains, says how it went."""
   from gpt2_flax.training import experiment, loop, processes  # slow: after the flags
@@ -39,6 +45,8 @@ def main() -> int:
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{config_flag.config_name()}")
   own_modules.import_own(_IMPORT.value)
   config, dataset = experiment.parse(flags.FLAGS.config)
+  if config.model.remat != "none":  # JAX reads it when it first needs a device
+    os.environ["XLA_FLAGS"] = f"{MEMORY_FIRST} {os.environ.get('XLA_FLAGS', '')}"
 
   def train() -> int:
     result = loop.train(config, dataset, workdir)

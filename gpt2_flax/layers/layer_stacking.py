@@ -18,6 +18,7 @@ import jax.numpy as jnp
 # time. "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016).
 REMAT_POLICIES = {
   "none": None,
+  "scores": None,  # all but what heads read by, see `forgetful`
   # products with weights, which cost the most; not scores, which take the most memory
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -32,6 +33,11 @@ def rematerialised(block: type[nn.Module], remat: str, scanned: bool):
   # Within one program the compiler would see that both computations are the same, and
   # keep the first result. A scan's forward and backward pass are two programs.
   return nn.remat(block, policy=policy, prevent_cse=not scanned)
+
+
+def forgetful(head: type[nn.Module], scanned: bool) -> type[nn.Module]:
+  """The same head, which keeps no scores and no weights for the backward pass."""
+  return nn.remat(head, methods=["read"], prevent_cse=not scanned)
 
 
 def scan_blocks(

@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
   config.model.dropout_rate = 0.0  # share of features left out; endless data needs 0
   config.model.dtype = "float32"  # of activations; bfloat16 on accelerators
   config.model.scan_layers = False  # True: deep models compile in one layer's time
-  config.model.remat = "none"  # what is computed twice to save memory: none, dots, full
+  config.model.remat = "none"  # or computed twice, to save memory: scores, dots, full
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "muon"  # adamw, lion or muon

@@ -96,6 +96,30 @@ class MainJobTest(TrainTest):
     self.assertIn(f"last good checkpoint: step {named - 1}", run.stderr)
 
 
+FLAGS_WHEN_TRAINED = """
+import os, sys
+from gpt2_flax.doors import command_line, train
+from gpt2_flax.training import loop
+loop.train = lambda *_: sys.exit(os.environ["XLA_FLAGS"])
+command_line.run(train.main)
+"""
+
+
+class MemoryTest(TrainTest):
+  def test_comes_first_where_it_is_to_be_saved(self):
+    given = "--xla_cpu_enable_fast_math=false"
+    for remat in ("none", "scores", "dots"):
+      process = forked.start(
+        *("-c", FLAGS_WHEN_TRAINED, f"--config.model.remat={remat}"),
+        f"--workdir={self.workdir}",
+        XLA_FLAGS=given,
+      )
+      set_to = forked.finish(process).stderr.split()
+      saves = "--xla_cpu_enable_concurrency_optimized_scheduler=false" in set_to
+      self.assertEqual(saves, remat != "none", set_to)
+      self.assertIn(given, set_to)
+
+
 class BadInputTest(TrainTest):
   @parameterized.parameters(
     (

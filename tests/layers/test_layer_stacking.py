@@ -27,7 +27,7 @@ B, T, L = 3, 6, 2
 CONFIG = GPT2Config(
   vocab_size=11, context_length=T, num_layers=L, num_heads=2, embed_dim=8
 )
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "scores", "dots", "full")
 TOKENS = np.random.default_rng(0).integers(0, 11, (B, T))
 MASK = np.random.default_rng(1).random((B, T, T)) < 0.7
 
@@ -71,11 +71,13 @@ def num_kept(model, params) -> int:
 
 
 class EqualsThePlainLoopTest(chex.TestCase):
-  @parameterized.parameters((False, "full"), (True, "none"), (True, "dots"))
+  @parameterized.parameters(
+    (False, "full"), (True, "none"), (True, "dots"), (True, "scores")
+  )
   def test_logits_loss_and_gradients(self, scan_layers, remat):
     self.assert_equal(scan_layers, remat)
 
-  @parameterized.parameters((False, "dots"), (True, "full"))
+  @parameterized.parameters((False, "dots"), (True, "full"), (False, "scores"))
   @pytest.mark.slow
   def test_so_are_the_others(self, scan_layers, remat):
     self.assert_equal(scan_layers, remat)
@@ -87,8 +89,9 @@ class EqualsThePlainLoopTest(chex.TestCase):
 
   def test_what_is_computed_twice_drops_the_same(self):
     self.assert_drops_the_same(True, "dots")
+    self.assert_drops_the_same(True, "scores")
 
-  @parameterized.parameters((False, "dots"), (False, "full"))
+  @parameterized.parameters((False, "dots"), (False, "full"), (False, "scores"))
   @pytest.mark.slow
   def test_so_do_layers_apart(self, scan_layers, remat):
     self.assert_drops_the_same(scan_layers, remat)
@@ -105,11 +108,12 @@ class EqualsThePlainLoopTest(chex.TestCase):
     params = random_params()
     if scan_layers:
       params = stack_layers(params)
-    none, dots, full = (
+    none, scores, dots, full = (
       num_kept(model(scan_layers=scan_layers, remat=remat), params) for remat in REMAT
     )
     self.assertLess(full, dots)
     self.assertLess(dots, none)
+    self.assertLess(scores, none - L * CONFIG.num_heads * B * T * T)
     # the weights, each layer's input, and not much besides
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     self.assertLess(full, num_params + (L + 12) * B * T * CONFIG.embed_dim)

@@ -79,6 +79,9 @@ KEY_FIGURES = {
     ("Reading", 0, "wrong cache"): (0.1, 2.0),
     ("Memory", 1, "bytes a token"): (73_728, 73_728),
   },
+  "scaling_law": {
+    ("A model four", 0, "gap of the larger model"): (0.010, 0.012),
+  },
 }
 
 

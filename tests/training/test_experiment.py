@@ -74,7 +74,12 @@ class ParseTest(chex.TestCase):
     ("model", "embed_dim", 63, "model.embed_dim is 63: must be divisible"),
     ("model", "positional_encoding", "sinus", "did you mean 'sinusoidal'"),
     ("model", "embed_dims", 64, "'embed_dims': did you mean 'embed_dim'"),
-    ("model", "remat", "all", "unknown model.remat 'all': allowed: dots, full, none"),
+    (
+      "model",
+      "remat",
+      "all",
+      "unknown model.remat 'all': allowed: dots, full, none, scores",
+    ),
     ("model", "scan_layers", 1, "model.scan_layers is 1: must be of type bool"),
     ("finetune", "layer_decay", 0.0, "layer_decay is 0.0: must be above 0, at most 1"),
     ("finetune", "layer_decay", 1.5, "layer_decay is 1.5: must be above 0, at most 1"),
