@@ -7,6 +7,7 @@ from gpt2_flax.files.atomic import replacing, write_text
 from lessons.report import Finding, Report
 
 FOLDER = pathlib.Path(__file__).parent / "outcomes"
+STUDIES = FOLDER.with_name("studies")  # rows of sweeps that took hours
 
 
 def keep(name: str, report: Report, seconds: float) -> None:

@@ -42,12 +42,13 @@ from configs import scaling_law as study
 from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.metrics import read_metrics
 from gpt2_flax.training.sweep import Member, ROWS, run_sweep
+from lessons.outcomes import STUDIES
 from lessons.power_laws import bootstrap, fit, interval, Law
 from lessons.report import COLOURS, Finding, new_figure, Report, Row, show
 
 CLAIM = "The gap is a power law of size and data, and a fit to losses finds the floor"
 SECONDS = 45
-STUDY = pathlib.Path(__file__).parent / "studies" / "scaling_law" / ROWS
+STUDY = STUDIES / "scaling_law" / ROWS
 LARGER = 11  # the depth of the model that the laws must foretell: four times the size
 CHINCHILLA = 20  # tokens for each parameter (Hoffmann et al., 2022, section 3.4)
 
