@@ -4,8 +4,9 @@
 
 Each in a process of its own, float32. Loading: a folder of random weights that
 `pretrained.save` wrote, read by `pretrained.load` and by transformers. Training: three
-steps of AdamW on one window of 1,024 tokens, ours and nanoGPT's. What the libraries
-take once they are imported is listed beside it.
+steps of AdamW on one window of 1,024 tokens, ours and nanoGPT's; "ours, remat" with
+`--config.model.remat=scores`. What the libraries take once they are imported is listed
+beside it.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from absl import app, flags, logging
 import numpy as np
 
 from benchmarks import turns
+from gpt2_flax.doors.train import MEMORY_FIRST
 
 _PEERS = flags.DEFINE_list("peers", [], "transformers, nanogpt.")
 _NANOGPT = flags.DEFINE_string("nanogpt", None, "Where nanoGPT's model.py lies.")
@@ -55,8 +57,10 @@ def load_transformers():
   return lambda: GPT2LMHeadModel.from_pretrained(_FOLDER.value)
 
 
-def train_ours():
+def train_ours(remat: str = "none"):
   """Three steps, as train.py takes them."""
+  import dataclasses
+
   import jax
 
   from gpt2_flax import GPT2, GPT2Config
@@ -66,7 +70,8 @@ def train_ours():
   from gpt2_flax.training.mesh import one_device_mesh
 
   def steps():
-    model = GPT2(GPT2Config.published("small"))
+    small = GPT2Config.published("small")
+    model = GPT2(dataclasses.replace(small, remat=remat))
     settings = OptimizerConfig("adamw", 6e-4, 0, 0.1, 0.9, 0.95, 1.0)
     schedule = optimizer_lib.learning_rate_schedule(settings, 100)
     optimizer = optimizer_lib.make_optimizer(settings, schedule)
@@ -79,6 +84,12 @@ def train_ours():
     jax.block_until_ready((state, metrics))
 
   return steps
+
+
+def train_remat():
+  """With `--config.model.remat=scores`."""
+  os.environ["XLA_FLAGS"] = MEMORY_FIRST
+  return train_ours("scores")
 
 
 def train_nanogpt():
@@ -107,6 +118,7 @@ CONTENDERS = {
   "load, ours": load_ours,
   "load, transformers": load_transformers,
   "train, ours": train_ours,
+  "train, ours, remat": train_remat,
   "train, nanogpt": train_nanogpt,
 }
 
@@ -137,7 +149,7 @@ def main(_) -> None:
     run("save")
     for contender in CONTENDERS:
       what, _, who = contender.partition(", ")
-      if who in ("ours", *_PEERS.value):
+      if who in ("ours", "ours, remat", *_PEERS.value):
         before, peak = json.loads(run(contender).splitlines()[-1])
         rows.append([what, who, f"{before / 2**20:.0f}", f"{peak / 2**20:.0f}"])
   print(turns.table(["what", "who", "imported, MiB", "peak MiB"], rows))
