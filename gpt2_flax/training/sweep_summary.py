@@ -90,6 +90,8 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> str:
 def plot(rows: Sequence[Row], folder: pathlib.Path, path: pathlib.Path) -> None:
   """Draws the end over the first key that has numbers, and the way there by step.
 
+  The way is left out where the end is all that was measured.
+
   Bands are one standard error of the mean to each side.
 
   Args:
@@ -99,13 +101,17 @@ def plot(rows: Sequence[Row], folder: pathlib.Path, path: pathlib.Path) -> None:
 
   ended = [row for row in rows if "diverged" not in row]
   measured = "val/gap" if any("val/gap" in row for row in ended) else "val/loss"
-  figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained", dpi=120)
-  left, right = figure.subplots(1, 2)
-  for axes in (left, right):
+  curves = _curves(ended, measured, folder)
+  panels = 2 if any(len(steps) > 1 for _, steps in curves) else 1
+  size = (5.5 * panels, 4)
+  figure = matplotlib.figure.Figure(figsize=size, layout="constrained", dpi=120)
+  left, *right = figure.subplots(1, panels, squeeze=False)[0]
+  for axes in (left, *right):
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(ylabel=f"{measured} (nats per token)")
   _plot_end(left, ended, measured)
-  _plot_way(right, ended, measured, folder)
+  for axes in right:
+    _plot_way(axes, curves)
   with replacing(path) as temporary:
     figure.savefig(temporary, format="png")
 
@@ -174,23 +180,31 @@ def _style(number: int) -> tuple[str, str]:
   return COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
 
 
-def _plot_way(
-  axes: Any, rows: Sequence[Row], measured: str, folder: pathlib.Path
-) -> None:
-  axes.set(xlabel="step", title="on the way")
-  lowest, highest = math.inf, 0.0
-  for number, of_one in enumerate(_by_setting(rows)[:MOST_CURVES]):
+def _curves(
+  rows: Sequence[Row], measured: str, folder: pathlib.Path
+) -> list[tuple[str, dict[int, list[float]]]]:
+  """The label of each setting, and what all its seeds have measured, by step."""
+  found = []
+  for of_one in _by_setting(rows)[:MOST_CURVES]:
     curves: dict[int, list[float]] = {}
     for row in of_one:
       for record in read_metrics(folder / row["member"] / "metrics.jsonl"):
         if record.get(measured, 0) > 0:
           curves.setdefault(record["step"], []).append(record[measured])
     whole = {s: v for s, v in sorted(curves.items()) if len(v) == len(of_one)}
+    found.append((_label(setting(of_one[0])), whole))
+  return found
+
+
+def _plot_way(axes: Any, curves: Sequence[tuple[str, dict[int, list[float]]]]) -> None:
+  axes.set(xlabel="step", title="on the way")
+  lowest, highest = math.inf, 0.0
+  for number, (label, whole) in enumerate(curves):
     if not whole:
       continue
     mean = np.array([np.mean(values) for values in whole.values()])
     error = np.array([_error(values) or 0.0 for values in whole.values()])
-    label, (colour, style) = _label(setting(of_one[0])), _style(number)
+    colour, style = _style(number)
     steps = list(whole)
     axes.plot(steps, mean, style, color=colour, marker=".", label=label or None)
     low, high = np.maximum(mean - error, mean / 10), mean + error  # above 0

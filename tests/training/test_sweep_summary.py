@@ -89,7 +89,7 @@ class PlotTest(chex.TestCase):
     self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
   def draw(self, rows, records=True):
-    """The two parts of the picture, before they are painted."""
+    """The parts of the picture, before they are painted."""
     for each in rows if records else ():
       folder = self.folder / each["member"]
       folder.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ class PlotTest(chex.TestCase):
       for n in ("lion", "muon")
       for r in (0.4, 0.1, 0.2)
     ]
-    end, _ = self.draw(rows, records=False)
+    (end,) = self.draw(rows, records=False)
     labels = [text.get_text() for text in end.get_legend().get_texts()]
     self.assertEqual(labels, ["size 4, name lion", "size 4, name muon"])
     found = end.containers[1].lines[0].get_xdata()
@@ -166,9 +166,17 @@ class PlotTest(chex.TestCase):
     for each in rows:
       folder = self.folder / each["member"]
       folder.mkdir()
-      record = {"step": 1, "val/gap": 0.5, "val/loss": 2.0}
-      (folder / "metrics.jsonl").write_text(json.dumps(record))
+      records = [{"step": step, "val/gap": 0.5, "val/loss": 2.0} for step in (1, 2)]
+      (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     end, way = self.draw(rows, records=False)
     self.assertEqual(end.get_ylabel(), "val/gap (nats per token)")
     np.testing.assert_array_equal(end.containers[0].lines[0].get_ydata(), [0.5] * 19)
     self.assertLen(way.lines, MOST_CURVES)
+
+  def test_no_way_where_the_end_alone_was_measured(self):
+    rows = [row(seed, **{"val/loss": 1.0 + seed}) for seed in (0, 1)]
+    for each in rows:
+      (self.folder / each["member"]).mkdir()
+      record = json.dumps({"step": 9, "val/loss": each["val/loss"]})
+      (self.folder / each["member"] / "metrics.jsonl").write_text(record)
+    self.assertLen(self.draw(rows, records=False), 1)
