@@ -35,7 +35,7 @@ def rematerialised(block: type[nn.Module], remat: str, scanned: bool):
   return nn.remat(block, policy=policy, prevent_cse=not scanned)
 
 
-def forgetful(head: type[nn.Module], scanned: bool) -> type[nn.Module]:
+def forgetful(head: type[nn.Module], scanned: bool) -> Any:
   """The same head, which keeps no scores and no weights for the backward pass."""
   return nn.remat(head, methods=["read"], prevent_cse=not scanned)
 
