@@ -134,6 +134,8 @@ class ProxyTest(chex.TestCase):
     self.assertTrue(self.gone.wait(20))
 
   def test_where_this_one_has_said_good_bye_it_is_no_death(self):
+    self.far.sendall(b"x")
+    self.assertEqual(self.near.recv(1), b"x")  # so the thread below has begun
     self.watching.leaving.set()
     self.far.close()
     for thread in threading.enumerate():
