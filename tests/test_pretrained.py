@@ -229,6 +229,18 @@ class PretrainedTest(chex.TestCase):
       tracemalloc.stop()
     self.assertLess(peak, (self.scratch / "saved" / WEIGHTS).stat().st_size / 4)
 
+  def test_the_largest_tensor_is_read_first(self):
+    sizes, read = [], StoredTensor.read
+
+    def noted(tensor):
+      sizes.append(np.prod(tensor.shape))
+      return read(tensor)
+
+    with mock.patch.object(StoredTensor, "read", noted):
+      pretrained.load(GOLDEN / "plain")
+    self.assertEqual(sizes, sorted(sizes, reverse=True))
+    self.assertGreater(sizes[0], sizes[-1])
+
   def test_hub_id(self):
     with mock.patch("huggingface_hub.snapshot_download") as download:
       download.return_value = str(GOLDEN / "plain")
