@@ -34,7 +34,7 @@ COMPILE_SOON = (
   " --xla_cpu_parallel_codegen_split_count=1"
   " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true"
 )
-PATIENCE_SECONDS = 1800  # for what takes a minute at most on an idle machine
+PATIENCE_SECONDS = 600  # for what takes a minute at most on an idle machine
 IMPORTED = (  # none starts a thread, nor defines flags
   *("jax", "flax.linen", "optax", "orbax.checkpoint", "grain", "tqdm", "jinja2"),
   *("tensorboardX", "matplotlib.figure", "safetensors.numpy", "huggingface_hub"),
@@ -133,10 +133,10 @@ class Process:
       with contextlib.suppress(ProcessLookupError):
         os.kill(self.pid, number)
 
-  def wait_until_stopped(self) -> None:
-    """Until SIGSTOP has reached it."""
+  def wait_until(self, state: str) -> None:
+    """Until its main thread is in a state of proc(5): S sleeps, T was stopped."""
     stat = pathlib.Path(f"/proc/{self.pid}/stat")
-    while stat.read_text().rpartition(")")[2].split()[0] != "T":
+    while stat.read_text().rpartition(")")[2].split()[0] != state:
       time.sleep(0.002)
 
   def kill(self) -> None:

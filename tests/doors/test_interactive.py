@@ -92,9 +92,15 @@ class InteractiveTest(chex.TestCase):
         ready, _, _ = select.select([ours], [], [], 1)
         self.shown += os.read(ours, 10_000) if ready else b""
         if process.poll() is not None or time.monotonic() > until:
+          process.kill()
           self.fail((self.shown, process.communicate()))
       before, self.shown = self.shown[: found.start()], self.shown[found.end() :]
       return before
+
+    def interrupt_the_line():
+      """Ctrl-C, which readline would miss on its way to wait for a key."""
+      process.wait_until("S")
+      os.write(ours, b"\x03")
 
     prompt = rb"(^|\r\n|\x1b\[\?2004[hl]\r?)> $"
     wait_for(prompt)
@@ -106,11 +112,13 @@ class InteractiveTest(chex.TestCase):
     wait_for(re.escape(shown.encode()))
     os.write(ours, b"\x03")
     self.assertLess(len(wait_for(prompt)), 49_000)  # not all of them
-    os.write(ours, b"forget this\x03")
+    os.write(ours, b"forget this")
+    wait_for(b"forget this")
+    interrupt_the_line()
     wait_for(prompt)
     os.write(ours, b"\x1b[A")  # the line before, which Ctrl-C did not make one
     wait_for(b"abc")
-    os.write(ours, b"\x03")
+    interrupt_the_line()
     wait_for(prompt)
     os.write(ours, b"\x04")
     os.close(theirs)

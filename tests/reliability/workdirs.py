@@ -46,7 +46,7 @@ def _second_beside_first(workdir: pathlib.Path, after: int) -> None:
   first = runs.start(*flags)
   runs.wait_for(runs.logged(after), workdir, first)
   first.send_signal(signal.SIGSTOP)  # so that whatever changes now, the second did it
-  first.wait_until_stopped()
+  first.wait_until("T")
   before = _content(workdir)
 
   second = runs.train(*flags)
