@@ -7,7 +7,7 @@ import tempfile
 
 import jax
 
-from gpt2_flax.doors.command_line import keep_compiled_programs
+from gpt2_flax.doors.command_line import collect_seldom, keep_compiled_programs
 from tests import forked
 
 os.environ.setdefault("XLA_FLAGS", forked.COMPILE_SOON)
@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory()
   os.environ["XDG_CACHE_HOME"] = _CACHE.name
 keep_compiled_programs()
+collect_seldom()
 
 
 def pytest_collection_modifyitems(items):

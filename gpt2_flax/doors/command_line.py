@@ -6,6 +6,7 @@ n, with nothing lost. (A shell also says 128 + n for a process that a signal kil
 
 from collections.abc import Callable, Sequence
 import contextlib
+import gc
 import os
 import pathlib
 import signal
@@ -33,6 +34,7 @@ def run(main: Callable[[], int]) -> NoReturn:
       on. --help shows the docstring and the flags of its module first.
   """
   leave_on_signals()
+  collect_seldom()
   door = sys.modules[main.__module__]
   sys.modules["__main__"].__doc__ = door.__doc__
   for flag in flags.FLAGS.get_key_flags_for_module(door):
@@ -49,6 +51,11 @@ def run(main: Callable[[], int]) -> NoReturn:
     return guarded(main)
 
   app.run(begin, argv=sys.argv, flags_parser=_parse_flags)
+
+
+def collect_seldom() -> None:
+  """Looks for garbage less often: JAX makes objects by the million, and keeps them."""
+  gc.set_threshold(100_000, 50, 50)
 
 
 def leave_on_signals(on_the_spot: bool = False) -> None:
