@@ -147,6 +147,7 @@ class GenerateTest(chex.TestCase):
     )
     self.assertGreater(len(np.unique(naive)), 3)
 
+  @pytest.mark.slow
   def test_a_full_context_stops_or_slides(self):
     naive = continue_naively(prompt(8), 60)
     self.assertEqual(continue_([prompt(8)], 60, overflow="slide"), [naive])
@@ -163,6 +164,7 @@ class GenerateTest(chex.TestCase):
     naive = [continue_naively(text, 60) for text in self.RAGGED]
     self.assertEqual(continue_(self.RAGGED, 60, overflow="slide"), naive)
 
+  @pytest.mark.slow
   def test_a_context_of_odd_length_slides(self):
     args = dict(context_length=7)
     naive = continue_naively(prompt(9), 10, **args)
@@ -176,6 +178,7 @@ class GenerateTest(chex.TestCase):
       ):
         continue_([text], 1, overflow="slide", context_length=1)
 
+  @pytest.mark.slow
   def test_a_prompt_longer_than_the_context_slides_too(self):
     self.assertEqual(
       continue_([prompt(50)], 5, overflow="slide"), [continue_naively(prompt(50), 5)]

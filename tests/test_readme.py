@@ -91,6 +91,7 @@ class ExamplesTest(chex.TestCase):
     return namespace, printed.getvalue()
 
   @parameterized.parameters(*sorted(PAGES.keys() - LOOKED_AT - {LONG}))
+  @pytest.mark.slow
   def test_any_other_page_runs(self, page):
     self.read(page)
 
@@ -118,6 +119,7 @@ class ExamplesTest(chex.TestCase):
     self.assertGreater(len(printed.split()), 40)
     self.assertEqual(made["get_config"]().model.num_layers, 4)
 
+  @pytest.mark.slow
   def test_pretrained(self):
     made, _ = self.read("pretrained.md")
     self.assertTrue(os.path.exists("my-gpt2/tokenizer.json"))
@@ -127,10 +129,12 @@ class ExamplesTest(chex.TestCase):
       model.apply(params, tokens), made["model"].apply(made["params"], tokens)
     )
 
+  @pytest.mark.slow
   def test_runs(self):
     _, printed = self.read("runs.md")
     self.assertStartsWith(printed, "the cats that the dog sees ")
 
+  @pytest.mark.slow
   def test_sweeps(self):
     made, printed = self.read("sweeps.md")
     self.assertIsNone(made["stopped_by"])

@@ -7,6 +7,7 @@ import tempfile
 
 import chex
 import numpy as np
+import pytest
 
 from tests import forked
 from tests.close import assert_close, ROUNDINGS
@@ -72,6 +73,9 @@ class CompletionsTest(chex.TestCase):
     self.assertIn("goes on from step 4 of 8", self.train("run").stdout)
     self.assertEqual(digest(self.folder / "run"), expected)
 
+  @pytest.mark.slow  # training/eight_devices.py trains on meshes, with documents too
+  def test_on_two_devices_it_trains_as_on_one(self):
+    self.train("run")
     self.train("run_on_two", **forked.on_devices(2))
     both = np.array([self.loss("run_on_two"), self.loss("run")])
     assert_close(both[0], both[1], 3 * ROUNDINGS, dtype=np.float32)

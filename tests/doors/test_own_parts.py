@@ -6,6 +6,7 @@ import tempfile
 
 import chex
 import numpy as np
+import pytest
 
 from tests import forked
 
@@ -173,6 +174,7 @@ class OwnPartsTest(chex.TestCase):
 
 
 class ArraysTest(chex.TestCase):
+  @pytest.mark.slow
   def test_nanogpts_files_train_and_write_numbers(self):
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     ids = np.arange(300) * 7 % 11

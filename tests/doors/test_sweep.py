@@ -60,12 +60,10 @@ class InterruptedTest(SweepTest):
     process.send_signal(number)
     return forked.finish(process)
 
-  def test_killed_and_asked_to_stop_it_goes_on(self):
+  def test_asked_to_stop_it_goes_on(self):
     seeds = "--over=train.seed=0:2"
-    killed = self.stop(signal.SIGKILL, "seed=1", saving(10), seeds)
-    self.assertEqual(killed.returncode, -signal.SIGKILL)
-    before = files(self.folder / "seed=0")
     stopped = self.stop(signal.SIGTERM, "seed=1", logged(50), seeds)
+    before = files(self.folder / "seed=0")
     self.assertEqual((stopped.returncode, complaints(stopped)), (143, []))
     said = "stopped by SIGTERM; the same command goes on from there\n"
     self.assertEndsWith(stopped.stdout, said)
@@ -79,6 +77,15 @@ class InterruptedTest(SweepTest):
     self.assertEqual((self.folder / "sweep.png").read_bytes()[1:4], b"PNG")
     self.assertIn((self.folder / "summary.md").read_text(), said)
     self.assertIn("summary.md, sweep.png, rows.jsonl, and a folder a run", said)
+
+  @pytest.mark.slow  # training/test_sweep.py stops it at any member
+  def test_killed_it_goes_on(self):
+    seeds = "--over=train.seed=0:2"
+    killed = self.stop(signal.SIGKILL, "seed=1", saving(10), seeds)
+    self.assertEqual(killed.returncode, -signal.SIGKILL)
+    before = files(self.folder / "seed=0")
+    self.assertStartsWith(self.go(seeds), "2 of 2 members: seed=1  val/loss ")
+    self.assertEqual(files(self.folder / "seed=0"), before)
 
   @pytest.mark.slow  # the same, within a process: tests/training/test_sweep.py
   def test_killed_together_it_ends_with_the_same_bits(self):

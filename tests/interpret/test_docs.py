@@ -15,6 +15,7 @@ import pytest
 
 from gpt2_flax import generation
 from gpt2_flax.interpret import page, patch, select, Trace, trace
+from tests import snippets
 from tests.close import assert_close
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "interpret.md").read_text()
@@ -213,7 +214,11 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(list(ROWS), list(CHECKS))
     self.assertLen(re.findall(r"^\|", PAGE, re.MULTILINE), len(ROWS) + 2)
 
+  def test_each_row_knows_its_names(self):
+    snippets.check([*blocks("A model to try it on"), *ROWS.values()])
+
   @parameterized.parameters(*CHECKS)
+  @pytest.mark.slow
   def test_row(self, name):
     found = eval(ROWS[name], dict(started()))
     CHECKS[name](At(), found)
@@ -230,6 +235,7 @@ class RecipesTest(parameterized.TestCase):
     self.assertEqual(names["of_head"].weights.shape, (1, 10, 10))
     self.assertEqual(names["names"], ["<s>", "the", "cat", "near", "the", "dog"])
 
+  @pytest.mark.slow
   def test_patching(self):
     names = read("Where the number of the subject goes")
     self.assertGreater(names["correlation"], 0.9)

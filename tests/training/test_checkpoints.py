@@ -58,13 +58,13 @@ class CheckpointsTest(chex.TestCase):
         saver.save(state_at(step), {"next_index": step}, {"model": {"x": 1}})
       saver.wait()
 
-  def restore(self):
+  def restore(self, like: TrainState | None = None):
     """What comes back, and the warnings on the way."""
     with (
       mock.patch.object(logging, "warning") as warning,
       Checkpoints(self.folder, KEEP_ALL) as reader,
     ):
-      return reader.restore(abstract()), warning.call_args_list
+      return reader.restore(like or abstract()), warning.call_args_list
 
   def test_nothing_yet(self):
     self.assertEqual(self.restore(), (None, []))
@@ -75,6 +75,16 @@ class CheckpointsTest(chex.TestCase):
     chex.assert_trees_all_equal(bits(state), bits(state_at(2)))
     self.assertEqual(position, {"next_index": 2})
     self.assertEqual(warnings, [])
+
+  @parameterized.parameters(((64, 33), "bfloat16"), ((64, 34), "float32"))
+  def test_another_array_is_refused_and_named(self, shape, dtype):
+    self.save(1)
+    kernel = jax.ShapeDtypeStruct(shape, dtype)
+    other = abstract().replace(params={"params": {"kernel": kernel}})
+    with self.assertRaisesRegex(
+      InputError, rf"kernel.* float32\[64, 33\].* {dtype}\[{shape[0]}, {shape[1]}\]"
+    ):
+      self.restore(other)
 
   def test_only_the_latest_are_kept(self):
     with Checkpoints(self.folder, CheckpointConfig(every_steps=1, keep=2)) as saver:

@@ -5,6 +5,7 @@ from unittest import mock
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 
 from gpt2_flax import InputError
 from gpt2_flax.generation import CHUNK, generate, Sampling
@@ -117,6 +118,7 @@ class ConversationTest(chex.TestCase):
     self.assertEqual("".join(talk.write(5)), "1")
     self.assertEqual(talk.tokens, [ord("#"), ord("1")])
 
+  @pytest.mark.slow
   def test_a_full_context_forgets_its_older_half(self):
     talk = begin()
     talk.say("abc")
