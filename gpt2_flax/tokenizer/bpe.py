@@ -55,12 +55,17 @@ class BPETokenizer(Tokenizer):
       self._tokenizer.no_padding()
       added = self._tokenizer.encode("").ids  # what it would add to any text
     self.start_id = added[0] if len(added) == 1 else None
-    ids = [*self._tokenizer.get_vocab().values(), *added]
-    self.vocab_size = 1 + max(ids, default=-1)
+    vocab = self._tokenizer.get_vocab()
+    self.vocab_size = 1 + max([*vocab.values(), *added], default=-1)
     if self.vocab_size > limits.MOST_TOKENS:
       raise InputError(
         f"token id is {self.vocab_size - 1}: must be below {limits.MOST_TOKENS}"
       )
+    tokens: dict[int, str] = {}
+    for token, token_id in vocab.items():
+      if (other := tokens.setdefault(token_id, token)) != token:
+        both = " and ".join(map(repr, sorted((token, other))))
+        raise InputError(f"{both} have the id {token_id}: must be one token")
     end_of_text = special_token(self.beside, "eos_token") or END_OF_TEXT
     self.end_of_text_id = self._tokenizer.token_to_id(end_of_text)
 
@@ -81,10 +86,22 @@ class BPETokenizer(Tokenizer):
     return cls(json.loads(tokenizer.to_str()))
 
   def encode(self, text: str) -> list[int]:
-    with _library_errors("text that has no tokens"):  # perhaps an unknown word
-      # a batch of one, since only this function does not compute offsets in the text
-      [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-      return fast.ids
+    try:
+      with _library_errors("text that has no tokens"):
+        # a batch of one: only this function does not compute offsets in the text
+        [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return fast.ids
+    except InputError:
+      self._require_known_words(text)
+      raise
+
+  def _require_known_words(self, text: str) -> None:
+    """Raises an InputError for the first word without a token; the library names none."""
+    if (cut := self._tokenizer.pre_tokenizer) is None:
+      return
+    for word, _ in cut.pre_tokenize_str(text):
+      with _library_errors(f"unknown word {word!r}"):
+        self._tokenizer.encode(word, add_special_tokens=False)
 
   def decode(self, ids: Sequence[int]) -> str:
     ids = [token_id for token_id in ids if token_id != self.start_id]

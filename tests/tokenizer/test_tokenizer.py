@@ -121,6 +121,17 @@ def with_template(single: str, start_id: int = 2) -> BPETokenizer:
   return BPETokenizer(json.loads(theirs.to_str()))
 
 
+def of_words(vocab: dict[str, int]) -> dict:
+  """A tokenizer.json that knows them, and no others; <s> it finds in any text."""
+  theirs = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab))
+  theirs.normalizer = tokenizers.normalizers.Lowercase()
+  theirs.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  theirs.add_special_tokens(["<s>"])
+  state = json.loads(theirs.to_str())
+  state["model"]["vocab"] = vocab
+  return state
+
+
 class StartTokenTest(chex.TestCase):
   def test_words_have_one_that_text_cannot_write(self):
     tokenizer = WordTokenizer(WORDS)
@@ -163,6 +174,16 @@ class ErrorsTest(chex.TestCase):
       WordTokenizer(WORDS).encode("cat dogs")
     with self.assertRaisesRegex(InputError, "word 'zzzzz': allowed: .*cat, dog"):
       WordTokenizer(WORDS).encode("zzzzz")
+
+  def test_the_librarys_too(self):
+    tokenizer = BPETokenizer(of_words({"a": 0, "b": 1, "<s>": 2}))
+    self.assertEqual(tokenizer.encode("b <s>a"), [1, 2, 0])
+    with self.assertRaisesRegex(InputError, "unknown word 'c'"):
+      tokenizer.encode("b <s>a c b d")
+
+  def test_two_words_of_one_id(self):
+    with self.assertRaisesRegex(InputError, "'b' and 'c' have the id 1: must be one"):
+      BPETokenizer(of_words({"a": 0, "c": 1, "b": 1, "<s>": 2}))
 
   def test_unknown_character_is_named(self):
     with self.assertRaisesRegex(InputError, "character 'é' is not among the 2"):
