@@ -96,10 +96,12 @@ class BPETokenizer(Tokenizer):
       raise
 
   def _require_known_words(self, text: str) -> None:
-    """Raises an InputError for the first word without a token; the library names none."""
+    """Raises an InputError for the first unknown word; the library names none."""
     if (cut := self._tokenizer.pre_tokenizer) is None:
       return
-    for word, _ in cut.pre_tokenize_str(text):
+    with _library_errors("text that has no tokens"):
+      words = cut.pre_tokenize_str(text)
+    for word, _ in words:
       with _library_errors(f"unknown word {word!r}"):
         self._tokenizer.encode(word, add_special_tokens=False)
 
