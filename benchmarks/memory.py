@@ -21,7 +21,7 @@ from absl import app, flags, logging
 import numpy as np
 
 from benchmarks import turns
-from gpt2_flax.doors.train import MEMORY_FIRST
+from gpt2_flax.training.cpu import MEMORY_FIRST
 
 _PEERS = flags.DEFINE_list("peers", [], "transformers, nanogpt.")
 _NANOGPT = flags.DEFINE_string("nanogpt", None, "Where nanoGPT's model.py lies.")

@@ -5,8 +5,8 @@
 
 The shape of nanoGPT's command for a CPU: 4 layers, 4 heads, 128 wide, 64 tokens, 65
 characters, batches of 12; AdamW, gradients clipped, no dropout, float32. "ours" is the
-step as train.py runs it, "split" the same with a device for each core
-(JAX_NUM_CPU_DEVICES), "hand" is by_hand.py; "eager" and "compiled" are nanoGPT's
+step as train.py runs it, "split" the same with a device for each core (config.mesh.data
+as large), "hand" is by_hand.py; "eager" and "compiled" are nanoGPT's
 model.py and optimizer, called as its train.py does, with biases as ours has.
 """
 
@@ -29,11 +29,8 @@ _CONTENDER = flags.DEFINE_string("contender", None, "Internal: who this process 
 BATCH_SIZE = 12
 SHAPE = dict(vocab_size=65, context_length=64, num_layers=4, num_heads=4, embed_dim=128)
 OPTIMIZER = dict(learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.99)
-# With as many threads as devices, XLA's threads may all wait for one another.
-SPLIT = {
-  "JAX_NUM_CPU_DEVICES": str(os.cpu_count()),
-  "NPROC": str(2 * (os.cpu_count() or 1)),
-}
+CORES = os.cpu_count() or 1
+SPLIT = {"JAX_NUM_CPU_DEVICES": str(CORES), "NPROC": str(2 * CORES + 2)}
 
 
 def batches() -> np.ndarray:

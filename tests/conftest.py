@@ -11,6 +11,7 @@ from gpt2_flax.doors.command_line import collect_seldom, keep_compiled_programs
 from tests import forked
 
 os.environ.setdefault("XLA_FLAGS", forked.COMPILE_SOON)
+os.environ["JAX_NUM_CPU_DEVICES"] = "1"  # whatever a mesh asks for
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # One cache of texts and compiled programs for this session, its workers and the

@@ -169,10 +169,9 @@ def start(
 
 def on_devices(number: int) -> dict[str, str]:
   """The environment of a process with so many devices, all of them this CPU."""
-  count = f"--xla_force_host_platform_device_count={number}"
   return {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}",
+    "JAX_NUM_CPU_DEVICES": str(number),
     # With no more threads than devices, XLA's threads may all wait for one another.
     "NPROC": str(2 * number + 2),
   }
@@ -270,8 +269,8 @@ def _become(args: list[str], env: dict[str, str], cwd: str) -> None:
     setting = name.lower()
     if os.environ.get(name) != value and setting in jax.config.values:
       kind = type(jax.config.values[setting])
-      parse = {bool: lambda text: text in ("1", "true"), float: float}.get(kind, str)
-      jax.config.update(setting, parse(value))
+      parsers = {bool: lambda text: text in ("1", "true"), float: float, int: int}
+      jax.config.update(setting, parsers.get(kind, str)(value))
   os.environ.clear()
   os.environ.update(env)
   os.chdir(cwd)

@@ -48,12 +48,13 @@ _TOGETHER = flags.DEFINE_integer(
 
 def main() -> int:
   """Checks all members, runs them, writes the table and the picture."""
-  from gpt2_flax.training import sweep, sweep_summary  # slow: after the flags
+  from gpt2_flax.training import cpu, sweep, sweep_summary  # slow: after the flags
 
   default = f"runs/{config_flag.config_name()}-sweep"
   folder = pathlib.Path(_WORKDIR.value or default)
   own_modules.import_own(_IMPORT.value)
   members = _members()
+  cpu.set_up(*(member.config for member in members))
   command_line.leave_on_signals(on_the_spot=True)  # as train.py
   rows, stopped_by = sweep.run_sweep(members, folder, together=_TOGETHER.value)
   if rows:

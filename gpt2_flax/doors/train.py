@@ -11,7 +11,6 @@
 The same command again goes on where an interrupted run stopped.
 """
 
-import os
 import pathlib
 
 from absl import flags
@@ -30,14 +29,9 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 
 
-# XLA's CPU backend begins whatever it can as soon as it can. So what is to be computed
-# a second time is computed at once, and kept. This has it think of memory first.
-MEMORY_FIRST = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-
-
 def main() -> int:
   """Checks the config, trains, says how it went."""
-  from gpt2_flax.training import experiment, loop, processes  # slow: after the flags
+  from gpt2_flax.training import cpu, experiment, loop, processes  # slow: after flags
 
   process = processes.find_process(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -45,8 +39,7 @@ def main() -> int:
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{config_flag.config_name()}")
   own_modules.import_own(_IMPORT.value)
   config, dataset = experiment.parse(flags.FLAGS.config)
-  if config.model.remat != "none":  # JAX reads it when it first needs a device
-    os.environ["XLA_FLAGS"] = f"{MEMORY_FIRST} {os.environ.get('XLA_FLAGS', '')}"
+  cpu.set_up(config, alone=process is None)
 
   def train() -> int:
     result = loop.train(config, dataset, workdir)
