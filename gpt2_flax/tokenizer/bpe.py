@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-from gpt2_flax.errors import InputError
+from gpt2_flax.errors import InputError, unknown_name
 from gpt2_flax.tokenizer import limits
 from gpt2_flax.tokenizer.hub_files import BESIDE, CONFIG, END_OF_TEXT, special_token
 from gpt2_flax.tokenizer.tokenizer import Tokenizer
@@ -102,8 +102,11 @@ class BPETokenizer(Tokenizer):
     with _library_errors("text that has no tokens"):
       words = cut.pre_tokenize_str(text)
     for word, _ in words:
-      with _library_errors(f"unknown word {word!r}"):
-        self._tokenizer.encode(word, add_special_tokens=False)
+      try:
+        with _library_errors(""):
+          self._tokenizer.encode(word, add_special_tokens=False)
+      except InputError as error:
+        raise unknown_name("word", word, self._tokenizer.get_vocab()) from error
 
   def decode(self, ids: Sequence[int]) -> str:
     ids = [token_id for token_id in ids if token_id != self.start_id]

@@ -172,6 +172,8 @@ class Run:
       f" {'starts at' if is_new else 'goes on from'} step {step} of"
       f" {config.train.num_steps} in {self._workdir}"
     )
+    if step > config.train.num_steps:
+      self._progress.line("it has more steps than asked for: nothing is left to do")
     self._bad_steps = BadSteps(
       config.train.max_skipped_steps,
       num_seen=int(state.skipped),
@@ -286,6 +288,9 @@ class Run:
     if unnamed := adapter_folder.unnamed(kernels):
       self._progress.line(f"no {ADAPTER}/: PEFT has no name for {unnamed[0]}")
       return
+    base = self._config.init_from
+    if os.path.exists(base):  # it is found from any folder
+      base = os.path.abspath(base)
     adapter_folder.save(
-      self._workdir / ADAPTER, params, tuning.rank, tuning.alpha, self._config.init_from
+      self._workdir / ADAPTER, params, tuning.rank, tuning.alpha, base
     )

@@ -120,13 +120,22 @@ def read_run_config(workdir: pathlib.Path) -> ExperimentConfig:
   """
   if not os.path.exists(workdir / CONFIG):
     raise InputError(f"{workdir} holds no run: it has no {CONFIG}")
-  return from_dict(read_json(workdir / CONFIG))
+  values = read_json(workdir / CONFIG)
+  if "model_type" in values:
+    raise InputError(f"{workdir} holds no run but weights: give it as --pretrained")
+  return from_dict(values)
 
 
 def _load_adapted(folder: pathlib.Path) -> tuple[GPT2, Any, Tokenizer]:
   """The base of a folder of adapters, with them merged into it."""
   base, adapters, scales = adapter_folder.load(folder)
-  base_folder = find_folder(base)
+  try:
+    base_folder = find_folder(base)
+  except InputError as error:
+    raise InputError(
+      f"{folder / adapter_folder.CONFIG}: base_model_name_or_path is not to be had:"
+      f" {error}"
+    ) from error
   if (base_folder / adapter_folder.CONFIG).exists():
     raise InputError(
       f"{folder / adapter_folder.CONFIG}: base_model_name_or_path is {base}, which"

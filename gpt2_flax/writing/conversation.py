@@ -36,7 +36,8 @@ class Conversation:
   """A text that grows by `say` and by `write`.
 
   What the model reads is what was said and shown: not the stop string or token that
-  ended a turn, nor what was cut off. A full context forgets its older half.
+  ended a turn, nor what was cut off. If nothing is said after it, the next turn begins
+  with it. A full context forgets its older half.
 
   Attributes:
     tokens: what the model still sees of the text.
@@ -67,11 +68,15 @@ class Conversation:
     self._state: Decoding | None = None
     # So many of the tokens are in the cache; if all are, the next logits are known.
     self._num_read = 0
+    # What ended the last turn, unless something was said since: tokens and their text.
+    self._ended_by: tuple[list[int], str] = ([], "")
 
   def say(self, text: str) -> None:
     """The person's turn: the text goes on with this; InputError if it cannot."""
     new = self._tokenizer.encode(text) if self.tokens else self._tokenizer.start(text)
     self.tokens += new
+    if new:
+      self._ended_by = ([], "")
 
   def write(self, num_tokens: int) -> Iterator[str]:
     """The model's turn, in pieces, until a stop string or token, or num_tokens.
@@ -89,6 +94,11 @@ class Conversation:
     checked_prompts(
       self._model.config, window, num_tokens=num_tokens, stop_ids=self._stop_ids
     )
+    ended_by, first = self._ended_by
+    self._ended_by = ([], "")
+    self.tokens += ended_by
+    if first:
+      yield first
     before = list(self.tokens)
     text = GrowingText(self._tokenizer, before, self._stop, self._stop_ids)
     made: list[int] = []
@@ -116,7 +126,7 @@ class Conversation:
         yield text.add(new)
       yield text.finish()
     finally:
-      self._keep(text.text, before, made)
+      self._keep(text, before, made)
 
   def _read_the_rest(self, num_tokens: int) -> Decoding:
     """The state after all tokens, with a free slot for one more at least."""
@@ -137,21 +147,37 @@ class Conversation:
       self._num_read = len(self.tokens)
     return state
 
-  def _keep(self, shown: str, before: Sequence[int], made: Sequence[int]) -> None:
+  def _keep(
+    self, grown: GrowingText, before: Sequence[int], made: Sequence[int]
+  ) -> None:
     """Takes back what was made after `before` and not shown."""
     start = len(self._tokenizer.decode(before))
-    number, text = len(made) + 1, None
-    while text is None or not shown.startswith(text):
+
+    def of(number: int) -> str:
+      """The text of so many of them."""
+      return self._tokenizer.decode([*before, *made[:number]])[start:] if number else ""
+
+    number = len(made)
+    while not grown.text.startswith(of(number)):
       number -= 1
-      kept = [*before, *made[:number]]
-      text = self._tokenizer.decode(kept)[start:] if number else ""
     if number == len(made):
       return
     del self.tokens[max(0, len(self.tokens) - (len(made) - number)) :]
     # The last token is read again, for its logits.
     self._num_read = max(0, min(self._num_read, len(self.tokens) - 1))
-    if rest := shown[len(text) :]:  # of a token that a stop string has cut in two
+    rest = grown.text[len(of(number)) :]  # of a token that a stop string cut in two
+    if rest:
       self.say(rest)
+    if grown.finish_reason == "stop":
+      ends = (
+        n for n in range(number + 1, len(made)) if self._stop.find(of(n)) is not None
+      )
+      end = next(ends, len(made))
+      text = of(end)[len(grown.text) :]
+      self._ended_by = (
+        self._tokenizer.encode(text) if rest else list(made[number:end]),
+        text,
+      )
 
 
 def _with_slots(state: Decoding | None, num_slots: int, model: GPT2) -> Decoding:

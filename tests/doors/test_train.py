@@ -49,8 +49,10 @@ class MainJobTest(TrainTest):
     self.assertEqual(checkpoint_steps(self.workdir), [90, 100])
 
     before = (self.workdir / "metrics.jsonl").read_text()
-    again = train_to_the_end(self.workdir, sampled)
-    self.assertIn("goes on from step 100 of 100", again.stdout)
+    fewer = "--config.train.num_steps=60"
+    again = train_to_the_end(self.workdir, sampled, fewer)
+    self.assertIn("goes on from step 100 of 60", again.stdout)
+    self.assertIn("more steps than asked for: nothing is left to do\n", again.stdout)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
 
     measured = forked.finish(forked.start("evaluate.py", f"--workdir={self.workdir}"))

@@ -178,7 +178,7 @@ class ErrorsTest(chex.TestCase):
   def test_the_librarys_too(self):
     tokenizer = BPETokenizer(of_words({"a": 0, "b": 1, "<s>": 2}))
     self.assertEqual(tokenizer.encode("b <s>a"), [1, 2, 0])
-    with self.assertRaisesRegex(InputError, "unknown word 'c'"):
+    with self.assertRaisesRegex(InputError, "unknown word 'c': allowed: <s>, a, b$"):
       tokenizer.encode("b <s>a c b d")
 
   def test_two_words_of_one_id(self):

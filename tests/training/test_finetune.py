@@ -1,5 +1,7 @@
 """Whole runs with adapters: what they keep, how they go on, and how they open."""
 
+import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -47,7 +49,8 @@ class LoraRunTest(chex.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-    cls.base, cls.tuned = folder / "base", folder / "run"
+    cls.base = pathlib.Path(os.path.relpath(folder / "base"))
+    cls.tuned = folder / "run"
     train(cls.base)
     cls.result = train(cls.tuned, cls.base, lora=SOME, lora_rank=3)
 
@@ -128,6 +131,16 @@ class LoraRunTest(chex.TestCase):
     assert_close(found, expected, 2 * (3 + 2))  # as many as a merged value has
     with self.assertRaisesRegex(InputError, "step is 2: .*adapter is no run"):
       load(self.tuned / "adapter", step=2)
+    about = self.copy() / "adapter" / adapter_folder.CONFIG
+    said = json.loads(about.read_text())
+    self.assertEqual(
+      said["base_model_name_or_path"], str(self.base.absolute().resolve())
+    )
+    about.write_text(json.dumps(said | {"base_model_name_or_path": "not/there/now"}))
+    with self.assertRaisesRegex(
+      InputError, r"_config\.json: base_model_name_or_path is not .*: not/there/now: th"
+    ):
+      load(about.parent)
 
   def test_a_part_learns_and_goes_on(self):
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))

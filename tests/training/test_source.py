@@ -90,6 +90,10 @@ class SourceTest(chex.TestCase):
     config.data.tokenizer = str(self.folder / "theirs")
     parse(config)
 
+  def test_weights_are_no_run(self):
+    with self.assertRaisesRegex(InputError, "no run but weights: give it as --pretr"):
+      source.load_run(self.folder / "theirs")
+
   def test_vocab_and_merges_will_do(self):
     folder = self.folder / "two-files"
     shutil.copytree(self.folder / "theirs", folder)

@@ -65,8 +65,6 @@ class ConversationTest(chex.TestCase):
     talk.say("abc")
     self.assertEqual("".join(talk.write(30)), whole[:4])
     self.assertEqual(bytes(talk.tokens).decode(), "abc" + whole[:4])
-    talk.say("")  # the last token is read again
-    self.assertEqual("".join(talk.write(30)), "")
     talk.say("x")
     before = bytes(talk.tokens).decode()
     self.assertEqual(before, "abc" + whole[:4] + "x")
@@ -117,6 +115,21 @@ class ConversationTest(chex.TestCase):
     talk.say("#")
     self.assertEqual("".join(talk.write(5)), "1")
     self.assertEqual(talk.tokens, [ord("#"), ord("1")])
+    self.assertEqual(next(talk.write(1)), "122")
+    self.assertEqual(talk.tokens, [ord(letter) for letter in "#1122"])
+
+  def test_if_nothing_is_said_it_goes_on_after_what_ended_it(self):
+    whole = expected("abc", 30)
+    for at, number, name in ((4, 3, "stop"), (5, 1, "stop_ids")):
+      stop = whole[at : at + number]
+      at = whole.find(stop)
+      talk = begin(**{name: [stop] if name == "stop" else [ord(stop)]})
+      talk.say("abc")
+      self.assertEqual("".join(talk.write(30)), whole[:at])
+      talk.say("")
+      rest = expected("abc" + whole[:at] + stop, 9).partition(stop)[0]
+      self.assertEqual("".join(talk.write(9)), stop + rest)
+      self.assertEqual(bytes(talk.tokens).decode(), "abc" + whole[:at] + stop + rest)
 
   @pytest.mark.slow
   def test_a_full_context_forgets_its_older_half(self):
