@@ -88,6 +88,7 @@ def keep_compiled_programs() -> None:
   if jax.config.values["jax_compilation_cache_dir"] is None:
     folder = cache_folder() / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
