@@ -9,7 +9,6 @@ import tempfile
 import chex
 import jax
 import numpy as np
-import pytest
 
 from configs import toy
 from gpt2_flax import load
@@ -88,7 +87,6 @@ class LoraRunTest(chex.TestCase):
     train(workdir, self.base, lora=SOME, lora_rank=3)
     self.assert_same(workdir)
 
-  @pytest.mark.slow
   def test_killed_before_its_first_checkpoint_it_begins_anew(self):
     workdir = self.copy()
     for name in ("2", "4", "history"):

@@ -167,7 +167,6 @@ class OwnTrainingTest(chex.TestCase):
     with self.assertRaisesRegex(InputError, "is of another model"):
       load(folder, model=Doubled)
 
-  @pytest.mark.slow
   def test_the_loss_is_what_is_descended(self):
     plain = self.train("plain", num_steps=2)
     doubled = self.train("doubled", num_steps=2, loss=another_loss)
