@@ -103,7 +103,6 @@ class HeadsTest(chex.TestCase):
     _, halved = interpret.trace(model, params, TOKENS, [edit])
     chex.assert_trees_all_equal(halved.weights[0], plain.weights[0] / 2)
 
-  @pytest.mark.slow
   def test_a_class_will_do_in_place_of_a_name(self):
     by_name, params = model_and_params("sink")
     by_class = GPT2(CONFIG, head=heads.SinkHead)

@@ -82,6 +82,17 @@ class ConversationTest(chex.TestCase):
     talk.say("de")
     self.assertEqual("".join(talk.write(5)), expected("abc" + shown + "de", 5))
 
+  def test_so_it_does_if_some_was_held_back(self):
+    whole = expected("abc", CHUNK + 5)
+    shown = whole[: CHUNK - 2]
+    talk = begin(stop=[whole[CHUNK - 2 : CHUNK] + "nothing that comes"])
+    talk.say("abc")
+    pieces = talk.write(40)
+    self.assertEqual(next(pieces), shown)
+    pieces.close()
+    talk.say("")  # the last token is read again, for its logits
+    self.assertEqual("".join(talk.write(5)), expected("abc" + shown, 5))
+
   def test_a_stop_token_is_no_part_of_it(self):
     whole = expected("abc", 30)
     stop = ord(whole[5])
