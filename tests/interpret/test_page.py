@@ -14,7 +14,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gpt2_flax import GPT2, GPT2Config, interpret
 from gpt2_flax.datasets import CONFIGS
@@ -145,7 +144,6 @@ class StoredDataTest(chex.TestCase):
     found = (np.array(self.data["heads"][name]) for name in ("previous", "first"))
     assert_close(tuple(found), (previous, first), OVER_ALL_WINDOWS)
 
-  @pytest.mark.slow
   def test_long_text_is_cut_and_says_so(self):
     tokens = [0, *([1, 2, 3] * 30)]
     data = stored_page_data(
@@ -211,7 +209,6 @@ class StoredDataTest(chex.TestCase):
       expected = np.sqrt((whole**2).sum(-1))
       assert_close(np.array(lengths), expected, dtype=np.float32)
 
-  @pytest.mark.slow
   def test_what_is_not_known_is_left_out(self):
     """No token repeats, and the language knows no text that begins so."""
     text = self.model, self.params, self.language.tokenizer, [*range(1, 13)]
@@ -239,7 +236,6 @@ class StoredDataTest(chex.TestCase):
     self.assertIsNone(data["heads"])
     self.assertEqual(np.shape(data["reading"]["lens"]["of_next"]), (3, 0))
 
-  @pytest.mark.slow
   def test_model_larger_than_its_tokenizer(self):
     tokenizer = WordTokenizer(["a", "b"])
     names = [page_data_module._name(tokenizer, i) for i in range(4)]
