@@ -142,7 +142,6 @@ class ProcessesTest(chex.TestCase):
     said = [line for line in second.stdout.splitlines() if "[Gloo]" not in line]
     self.assertEqual(said, [])
 
-  @pytest.mark.slow
   def test_a_signal_to_one_stops_both_after_the_same_step(self):
     self.stop_by_sigterm(self.folder / "stopped")
 
