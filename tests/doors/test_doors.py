@@ -181,7 +181,6 @@ class DoorsTest(chex.TestCase):
     loaded, loaded_params = pretrained.load(exported)
     assert_close(loaded.apply(loaded_params, tokens), model.apply(params, tokens))
 
-  @pytest.mark.slow
   def test_fine_tuning_on_another_text_is_better_there_than_before(self):
     self.fine_tune("exported")
 

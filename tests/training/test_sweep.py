@@ -206,7 +206,6 @@ class SweepTest(chex.TestCase):
       {name: before[name] for name in saved},
     )
 
-  @pytest.mark.slow
   def test_a_signal_that_comes_at_the_end_of_a_member_stops_the_sweep(self):
     def on_eval(which, step, model, params):
       del params
