@@ -1,7 +1,6 @@
 import chex
 import jax
 import numpy as np
-import pytest
 
 from gpt2_flax.datasets.induction import InductionConfig
 from gpt2_flax.datasets.pipeline import validation_windows
@@ -34,7 +33,6 @@ class TrainingTest(chex.TestCase):
     with self.assertRaisesRegex(KeyError, "num_layer"):
       experiment(DATA, {"model.num_layer": 2})
 
-  @pytest.mark.slow
   def test_each_seed_has_its_own_weights_and_data(self):
     seen = []
     one, other = train(
