@@ -6,8 +6,8 @@
 The shape of nanoGPT's command for a CPU: 4 layers, 4 heads, 128 wide, 64 tokens, 65
 characters, batches of 12; AdamW, gradients clipped, no dropout, float32. "ours" is the
 step as train.py runs it, "split" the same with a device for each core (config.mesh.data
-as large), "hand" is by_hand.py; "eager" and "compiled" are nanoGPT's
-model.py and optimizer, called as its train.py does, with biases as ours has.
+as large), "hand" is by_hand.py; "eager" and "compiled" are nanoGPT's model.py and
+optimizer, called as its train.py does, with biases as ours has.
 """
 
 import contextlib

@@ -147,7 +147,7 @@ class GenerateTest(chex.TestCase):
     )
     self.assertGreater(len(np.unique(naive)), 3)
 
-  @pytest.mark.slow
+  @pytest.mark.slow  # each row stops, and slides, below
   def test_a_full_context_stops_or_slides(self):
     naive = continue_naively(prompt(8), 60)
     self.assertEqual(continue_([prompt(8)], 60, overflow="slide"), [naive])

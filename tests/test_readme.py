@@ -91,7 +91,7 @@ class ExamplesTest(chex.TestCase):
     return namespace, printed.getvalue()
 
   @parameterized.parameters(*sorted(PAGES.keys() - LOOKED_AT - {LONG}))
-  @pytest.mark.slow
+  @pytest.mark.slow  # what it names is looked up always
   def test_any_other_page_runs(self, page):
     self.read(page)
 
@@ -119,7 +119,7 @@ class ExamplesTest(chex.TestCase):
     self.assertGreater(len(printed.split()), 40)
     self.assertEqual(made["get_config"]().model.num_layers, 4)
 
-  @pytest.mark.slow
+  @pytest.mark.slow  # as any other page
   def test_pretrained(self):
     made, _ = self.read("pretrained.md")
     self.assertTrue(os.path.exists("my-gpt2/tokenizer.json"))
@@ -129,12 +129,12 @@ class ExamplesTest(chex.TestCase):
       model.apply(params, tokens), made["model"].apply(made["params"], tokens)
     )
 
-  @pytest.mark.slow
+  @pytest.mark.slow  # as any other page
   def test_runs(self):
     _, printed = self.read("runs.md")
     self.assertStartsWith(printed, "the cats that the dog sees ")
 
-  @pytest.mark.slow
+  @pytest.mark.slow  # as any other page
   def test_sweeps(self):
     made, printed = self.read("sweeps.md")
     self.assertIsNone(made["stopped_by"])

@@ -87,26 +87,31 @@ class BPETokenizer(Tokenizer):
 
   def encode(self, text: str) -> list[int]:
     try:
-      with _library_errors("text that has no tokens"):
-        # a batch of one: only this function does not compute offsets in the text
-        [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        return fast.ids
-    except InputError:
-      self._require_known_words(text)
-      raise
+      return self._ids(text)
+    except InputError as error:
+      word = self._unknown_word(text)
+      if word is None:
+        raise
+      raise unknown_name("word", word, self._tokenizer.get_vocab()) from error
 
-  def _require_known_words(self, text: str) -> None:
-    """Raises an InputError for the first unknown word; the library names none."""
+  def _ids(self, text: str) -> list[int]:
+    with _library_errors("text that has no tokens"):
+      # a batch of one, since only this function does not compute offsets in the text
+      [fast] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+      return fast.ids
+
+  def _unknown_word(self, text: str) -> str | None:
+    """The first word that has no tokens by itself, which the library does not name."""
     if (cut := self._tokenizer.pre_tokenizer) is None:
-      return
+      return None
     with _library_errors("text that has no tokens"):
       words = cut.pre_tokenize_str(text)
     for word, _ in words:
       try:
-        with _library_errors(""):
-          self._tokenizer.encode(word, add_special_tokens=False)
-      except InputError as error:
-        raise unknown_name("word", word, self._tokenizer.get_vocab()) from error
+        self._ids(word)
+      except InputError:
+        return word
+    return None
 
   def decode(self, ids: Sequence[int]) -> str:
     ids = [token_id for token_id in ids if token_id != self.start_id]

@@ -174,7 +174,7 @@ class OwnPartsTest(chex.TestCase):
 
 
 class ArraysTest(chex.TestCase):
-  @pytest.mark.slow
+  @pytest.mark.slow  # datasets/test_arrays.py reads them
   def test_nanogpts_files_train_and_write_numbers(self):
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     ids = np.arange(300) * 7 % 11

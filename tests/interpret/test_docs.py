@@ -218,7 +218,7 @@ class TableTest(parameterized.TestCase):
     snippets.check([*blocks("A model to try it on"), *ROWS.values()])
 
   @parameterized.parameters(*CHECKS)
-  @pytest.mark.slow
+  @pytest.mark.slow  # what it names is looked up always
   def test_row(self, name):
     found = eval(ROWS[name], dict(started()))
     CHECKS[name](At(), found)
@@ -235,7 +235,7 @@ class RecipesTest(parameterized.TestCase):
     self.assertEqual(names["of_head"].weights.shape, (1, 10, 10))
     self.assertEqual(names["names"], ["<s>", "the", "cat", "near", "the", "dog"])
 
-  @pytest.mark.slow
+  @pytest.mark.slow  # test_patching.py has what it calls
   def test_patching(self):
     names = read("Where the number of the subject goes")
     self.assertGreater(names["correlation"], 0.9)

@@ -66,7 +66,7 @@ class OtherShapesTest(Workshop):
     self.assertEqual(columns, 6 if encoding == "alibi" else 5)
     self.assertTrue(page.locator("#row-note").is_hidden())
 
-  @pytest.mark.slow
+  @pytest.mark.slow  # test_page_model.py has its values
   def test_first_pair_turns_by_its_place_in_radians(self):
     page = self.show(positional_encoding="rotary")
     said = page.locator("#rotation .readout").inner_text().replace("\u2212", "-")
