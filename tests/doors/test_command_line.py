@@ -38,6 +38,26 @@ def start(main: str, folder: str = ".") -> forked.Process:
   return forked.start("-c", DOOR.format(main=main), folder)
 
 
+KEEPING = """
+import jax
+from gpt2_flax.doors import command_line
+command_line.keep_compiled_programs()
+print(jax.config.jax_compilation_cache_dir)
+print(jax.config.jax_persistent_cache_min_compile_time_secs)
+"""
+
+
+class CompiledTest(chex.TestCase):
+  @parameterized.parameters(
+    ({}, "0.1"), ({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "3"}, "3.0")
+  )
+  def test_small_programs_are_kept_unless_the_environment_says_which(self, said, least):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    said = said | {"JAX_COMPILATION_CACHE_DIR": folder}
+    done = forked.finish(forked.start("-c", KEEPING, **said))
+    self.assertEqual(done.stdout.split(), [folder, least], done.stderr)
+
+
 class InterruptedTest(chex.TestCase):
   @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
   def test_nothing_half_written_stays_and_nothing_is_said(self, number):

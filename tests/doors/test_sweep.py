@@ -33,12 +33,12 @@ for member in sweep._members():
 """
 
 
-def start(*flags: str) -> forked.Process:
-  return forked.start("sweep.py", *flags)
+def start(*flags: str, **environment: str) -> forked.Process:
+  return forked.start("sweep.py", *flags, **environment)
 
 
-def sweep(*flags: str):
-  return forked.finish(start(*flags))
+def sweep(*flags: str, **environment: str):
+  return forked.finish(start(*flags, **environment))
 
 
 class SweepTest(chex.TestCase):
@@ -152,6 +152,16 @@ class BadInputTest(SweepTest):
     self.assertIn(message, run.stderr)
     self.assertEqual(run.stdout, "")
     self.assertFalse(self.folder.exists())
+
+  def test_its_mesh_gets_the_devices_that_it_asks_for(self):
+    flags = (
+      f"--workdir={self.folder}",
+      "--over=train.seed=0:2",
+      "--config.mesh.tensor=3",
+    )
+    run = sweep(*flags, JAX_NUM_CPU_DEVICES="-1")  # as where nobody says their number
+    self.assertEqual(run.returncode, 2, run.stderr)
+    self.assertIn("num_heads is 4: must be divisible by mesh.tensor", run.stderr)
 
 
 class MembersTest(chex.TestCase):

@@ -139,8 +139,11 @@ class ConversationTest(chex.TestCase):
       self.assertEqual("".join(talk.write(30)), whole[:at])
       talk.say("")
       rest = expected("abc" + whole[:at] + stop, 9).partition(stop)[0]
-      self.assertEqual("".join(talk.write(9)), stop + rest)
-      self.assertEqual(bytes(talk.tokens).decode(), "abc" + whole[:at] + stop + rest)
+      self.assertEqual("".join(talk.write(len(rest))), stop + rest)
+      now = "abc" + whole[:at] + stop + rest
+      self.assertEqual(bytes(talk.tokens).decode(), now)
+      talk.say("")  # that turn was not ended by it
+      self.assertEqual("".join(talk.write(3)), expected(now, 3).partition(stop)[0])
 
   @pytest.mark.slow
   def test_a_full_context_forgets_its_older_half(self):
