@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import re
 import signal
 import sys
 from types import FrameType
@@ -188,6 +189,8 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
   takes_config, config = "config" in flags.FLAGS, ConfigDict()
   try:
     for arg in argv[1:]:
+      if not arg.startswith("-"):  # the value of the flag before it
+        continue
       name, _, value = arg.lstrip("-").partition("=")
       if takes_config and name == "config":
         config = config_flag.load_config(value)
@@ -201,4 +204,7 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
         raise unknown_name("flag", f"--{name}", [f"--{x}" for x in listed], near)
   except InputError as explained:
     return str(explained)
-  return str(error).strip().splitlines()[0]
+  said = str(error).strip().splitlines()[0]
+  if given := re.match(r"flag (--(\w+)=.*): (invalid literal|could not convert)", said):
+    return f"{given[1]}: must be {flags.FLAGS[given[2]].parser.syntactic_help}"
+  return said

@@ -81,6 +81,11 @@ def _object(content: bytes, where: str) -> dict[str, Any]:
     _check_depth(values)
     if SURROGATE.search(content):  # fails for half of a pair, which is no UTF-8
       json.dumps(values, ensure_ascii=False).encode("utf-8")
+  except json.JSONDecodeError as error:
+    line = f"line {error.lineno}, " if error.lineno > 1 else ""
+    raise InputError(
+      f"{where} is not JSON: {error.msg} at {line}column {error.colno}"
+    ) from error
   except (ValueError, RecursionError) as error:
     raise InputError(f"{where} is not JSON: {error}") from error
   if not isinstance(values, dict):

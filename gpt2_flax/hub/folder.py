@@ -86,6 +86,8 @@ def find_folder(name_or_path: str) -> pathlib.Path:
   """The folder of that name, or else the hub's repository, downloaded and checked."""
   folder = pathlib.Path(name_or_path)
   try:
+    if folder.is_file():
+      raise InputError(f"{folder} is a file: must be the folder that holds the weights")
     if folder.exists():
       return folder
   except OSError as error:

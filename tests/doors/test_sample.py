@@ -136,6 +136,8 @@ class SampleTest(chex.TestCase):
   @parameterized.parameters(
     (["--prompts=no.txt"], "--prompts: no.txt cannot be read"),
     (["--prompts=x", "--prompt=a"], "--prompt and --prompts: give one of them"),
+    (["--num_tokens", "a=b"], "--num_tokens=a=b: must be an integer\n"),
+    (["--temperature=hot"], "--temperature=hot: must be a number\n"),
     (["--batch_size=0"], "--batch_size=0: must be at least 1"),
     (["--num_beams=0"], "--num_beams=0: must be at least 1"),
     (["--num_beams=2", "--top_k=3"], "--top_k: with --num_beams nothing is drawn"),

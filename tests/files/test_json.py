@@ -34,6 +34,8 @@ class ReadJsonTest(chex.TestCase):
     ('{"a":' + "[" * 100 + "]" * 100 + "}", "is not JSON: nested more than 64 deep"),
     ('{"a":' * 10_000, "is not JSON"),
     ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
+    ('{"a" 1}', "is not JSON: Expecting ':' delimiter at column 6$"),
+    ('{\n"a" 1}', "is not JSON: Expecting ':' delimiter at line 2, column 5$"),
     ("[]", "is not a JSON object"),
   )
   def test_refused(self, text, says):
@@ -81,7 +83,7 @@ class ReadJsonLinesTest(chex.TestCase):
 
   @parameterized.parameters(
     ("[1]", "line 2 is not a JSON object"),
-    ('{"a": 1} {"b": 2}', "line 2 is not JSON: Extra data"),
+    ('{"a": 1} {"b": 2}', "line 2 is not JSON: Extra data at column 10$"),
     ('{"a": ', "line 2 is not JSON: Expecting value"),
     ('{"a": "\\ud83d"}', "line 2 is not JSON: .*surrogates not allowed"),
     ('{"a":' + "[" * 100 + "]" * 100 + "}", "line 2 is not JSON: nested more than 64"),

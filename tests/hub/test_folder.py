@@ -349,6 +349,11 @@ class HubFolderTest(chex.TestCase):
     ):
       hub_folder.find_folder("gtp2")
 
+  def test_a_file_is_no_folder(self):
+    (file := self.scratch / hub_folder.WEIGHTS).touch()
+    with self.assert_refused(str(file), "is a file: must be the folder that holds"):
+      hub_folder.find_folder(str(file))
+
   def test_a_name_that_no_file_can_have(self):
     with self.assert_refused("a" * 300, "cannot be read"):
       hub_folder.find_folder("a" * 300)
