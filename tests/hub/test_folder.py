@@ -349,7 +349,7 @@ class HubFolderTest(chex.TestCase):
     ):
       hub_folder.find_folder("gtp2")
 
-  def test_a_file_is_no_folder(self):
+  def test_a_file_is_not_the_folder_that_holds_it(self):
     (file := self.scratch / hub_folder.WEIGHTS).touch()
     with self.assert_refused(str(file), "is a file: must be the folder that holds"):
       hub_folder.find_folder(str(file))
