@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory()
   os.environ["XDG_CACHE_HOME"] = _CACHE.name
 keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # for other workers
 collect_seldom()
 
 

@@ -2,9 +2,9 @@
 
 A start of Python and its imports take seconds, many times the work of most tests that
 need a process of their own. `start` gives what `subprocess.Popen` would: its own
-environment, standard streams, signals and exit code. It differs in
-that modules are imported already, before the environment was set; what jax reads of
-the environment when imported is set anew. One test of each door starts a real process.
+environment, standard streams, signals and exit code. It differs in that modules are
+imported already, before the environment was set; what jax reads of the environment when
+imported is set anew. doors/test_doors.py starts real processes too.
 """
 
 import atexit

@@ -28,6 +28,7 @@ from gpt2_flax.layers.head_kernels import swap_heads
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS
+from tests.params import shapes_of
 
 GREEDY = Sampling(temperature=0)
 CONTEXT_LENGTH = 40
@@ -296,7 +297,7 @@ class GenerateTest(chex.TestCase):
 
   def test_takes_params_as_init_gives_them(self):
     model, params = model_and_params()
-    axes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
+    axes = shapes_of(model)
     named = jax.tree.map(
       lambda box, leaf: box.replace_boxed(leaf),
       axes,

@@ -8,7 +8,8 @@ import chex
 
 from gpt2_flax.errors import InputError
 from gpt2_flax.model_config import GPT2Config
-from tests.test_transformer import random_params, TINY, tiny, tokens
+from tests.params import random_params
+from tests.test_transformer import TINY, tiny, tokens
 
 
 class GPT2ConfigTest(chex.TestCase):

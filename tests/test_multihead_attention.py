@@ -15,6 +15,7 @@ from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.multihead_attention import MultiHeadAttention
 from gpt2_flax.self_attention import FlashSelfAttention, SelfAttention
 from tests.close import assert_close
+from tests.params import random_params, shapes_of
 
 B, T, H, K, D = 2, 6, 3, 4, 5
 DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
@@ -27,15 +28,6 @@ MASKS = {
 
 def inputs(embed_dim=D):
   return np.random.default_rng(1).normal(size=(B, T, embed_dim)).astype("f4")
-
-
-def random_params(module, x):
-  """Large enough for a softmax far from uniform, and no bias zero."""
-  shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x))
-  rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes
-  )
 
 
 def head_params(params, head):
@@ -114,23 +106,22 @@ class MultiHeadAttentionTest(chex.TestCase):
     module = MultiHeadAttention(num_heads, K, positional_encoding="alibi")
     params = random_params(module, x)
     slopes = {1: [2**-8], 3: [2**-4, 2**-8, 2**-2], 4: [0.25, 2**-4, 2**-6, 2**-8]}
+    one_head = jax.jit(SelfAttention(K).apply)
     heads = [
-      SelfAttention(K).apply(head_params(params, head), x, slope=slope)
+      one_head(head_params(params, head), x, slope=slope)
       for head, slope in enumerate(slopes[num_heads])
     ]
     output = params["params"]["output"]
     expected = np.concatenate(heads, -1) @ output["kernel"] + output["bias"]
-    assert_close(module.apply(params, x), expected)
+    assert_close(jax.jit(module.apply)(params, x), expected)
 
   def test_refuses_an_unknown_positional_encoding(self):
     with self.assertRaisesRegex(InputError, "'rotery': did you mean 'rotary'"):
-      MultiHeadAttention(H, K, positional_encoding="rotery").init(
-        jax.random.key(0), inputs()
-      )
+      shapes_of(MultiHeadAttention(H, K, positional_encoding="rotery"), inputs())
 
   def test_parameters_have_a_named_heads_axis(self):
     module = MultiHeadAttention(num_heads=H, head_dim=K)
-    boxed = jax.eval_shape(module.init, jax.random.key(0), inputs())
+    boxed = shapes_of(module, inputs())
     kernel, bias = (H, D, K), (H, K)
     projection = {"kernel": kernel, "bias": bias}
     self.assertEqual(
@@ -169,10 +160,11 @@ class MultiHeadAttentionTest(chex.TestCase):
   def test_kernels_begin_as_they_are_told_to(self):
     twos, threes = map(nn.initializers.constant, (2.0, 3.0))
     module = MultiHeadAttention(H, K, kernel_init=twos, output_init=threes)
-    params = nn.unbox(module.init(jax.random.key(0), inputs()))["params"]
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), inputs()))["params"]
+    twos, threes = np.full((H, D, K), 2, "f4"), np.full((H * K, D), 3, "f4")
     for projection in params["heads"].values():
-      chex.assert_trees_all_equal(projection["kernel"], jnp.full((H, D, K), 2.0))
-    chex.assert_trees_all_equal(params["output"]["kernel"], jnp.full((H * K, D), 3.0))
+      chex.assert_trees_all_equal(projection["kernel"], twos)
+    chex.assert_trees_all_equal(params["output"]["kernel"], threes)
 
   def test_causality_by_gradient(self):
     x = inputs()
@@ -186,7 +178,7 @@ class MultiHeadAttentionTest(chex.TestCase):
     x = inputs()
     module = MultiHeadAttention(num_heads=H, head_dim=K)
     params = random_params(module, x)
-    nothing = jnp.zeros((1, 1, T), bool)
+    nothing = np.zeros((1, 1, T), bool)
 
     def total(params, x):
       out = module.apply(params, x, nothing)
@@ -198,9 +190,9 @@ class MultiHeadAttentionTest(chex.TestCase):
     bias = params["params"]["output"]["bias"]
     chex.assert_trees_all_equal(out, np.broadcast_to(bias, (B, T, D)))
     chex.assert_tree_all_finite(d_params)
-    chex.assert_trees_all_equal(d_x, jnp.zeros_like(x))
+    chex.assert_trees_all_equal(d_x, np.zeros_like(x))
     chex.assert_trees_all_equal(
-      d_params["params"]["output"]["bias"], jnp.full(D, B * T, jnp.float32)
+      d_params["params"]["output"]["bias"], np.full(D, B * T, "f4")
     )
 
   @parameterized.parameters(
@@ -215,31 +207,28 @@ class MultiHeadAttentionTest(chex.TestCase):
     params = random_params(module, x)
     output = params["params"]["output"]
     mask_BHTS = np.random.default_rng(5).random((rows, H, T, T)) < 0.6
-    heads = [
-      SelfAttention(K, causal=causal).apply(head_params(params, h), x, mask_BHTS[:, h])
-      for h in range(H)
-    ]
+    one_head = jax.jit(SelfAttention(K, causal=causal).apply)
+    heads = [one_head(head_params(params, h), x, mask_BHTS[:, h]) for h in range(H)]
     expected = np.concatenate(heads, -1) @ output["kernel"] + output["bias"]
-    assert_close(module.apply(params, x, mask_BHTS), expected)
+    apply = jax.jit(module.apply)
+    assert_close(apply(params, x, mask_BHTS), expected)
     one = mask_BHTS[:, :1]  # an axis of one is the same for all heads
-    chex.assert_trees_all_equal(
-      module.apply(params, x, one), module.apply(params, x, one[:, 0])
-    )
-    cache = KeyValues(*(jnp.zeros((H, B, T, K)),) * 2)
+    chex.assert_trees_all_equal(apply(params, x, one), apply(params, x, one[:, 0]))
+    attend = jax.jit(functools.partial(module.apply, method="attend"))
+    cache = KeyValues(*np.zeros((2, H, B, T, K), "f4"))
     pieces = []
     for start, end in ((0, 4), (4, T)) if causal else ((0, T),):
       mask = mask_BHTS[:, :, start:end]
-      piece, cache = module.apply(
-        params, x[:, start:end], mask, cache, start, method="attend"
-      )
+      piece, cache = attend(params, x[:, start:end], mask, cache, start)
       pieces.append(piece)
-    assert_close(jnp.concatenate(pieces, axis=1), expected)
+    assert_close(np.concatenate(pieces, axis=1), expected)
 
   @parameterized.product(head=(SelfAttention, FlashSelfAttention), causal=(True, False))
   def test_a_mask_that_does_not_fit_is_refused(self, head, causal):
     x = inputs()
     module = MultiHeadAttention(H, K, causal=causal, head=head)
     params = random_params(module, x)
+    apply = functools.partial(jax.eval_shape, module.apply, params, x)
     for shape, axes in (
       ((B, H + 1, T, T), "[B, H, T, S] = [2, 3, 6, 6]"),
       ((T, 1, B, T, T), "[B, H, T, S] = [2, 3, 6, 6]"),
@@ -247,10 +236,10 @@ class MultiHeadAttentionTest(chex.TestCase):
     ):
       message = f"mask has shape {list(shape)}: must be broadcastable to {axes}"
       with self.assertRaisesRegex(InputError, re.escape(message)):
-        module.apply(params, x, np.ones(shape, bool))
+        apply(np.ones(shape, bool))
       for additive in (np.zeros(shape, "f4"), np.zeros((1, 1, T), "f4")):
         with self.assertRaisesRegex(InputError, "mask is of float32: .* bool"):
-          module.apply(params, x, additive)
+          apply(additive)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_a_mask_reaches_the_cached_tokens(self):
@@ -260,12 +249,12 @@ class MultiHeadAttentionTest(chex.TestCase):
     apply = self.variant(functools.partial(module.apply, method="attend"))
     num_slots = T + 2
     mask = np.pad(MASKS["padding"], ((0, 0), (0, 0), (0, 2)), constant_values=True)
-    zeros = jnp.zeros((H, B, num_slots, K))
-    first, cache = apply(params, x[:, :4], mask, KeyValues(zeros, zeros), 0)
+    cache = KeyValues(*np.zeros((2, H, B, num_slots, K), "f4"))
+    first, cache = apply(params, x[:, :4], mask, cache, 0)
     second, cache = apply(params, x[:, 4:], mask, cache, 4)
     chex.assert_tree_shape_prefix(cache, (H, B, num_slots, K))
-    whole = module.apply(params, x, MASKS["padding"])
-    assert_close(jnp.concatenate([first, second], axis=1), whole)
+    whole = jax.jit(module.apply)(params, x, MASKS["padding"])
+    assert_close(np.concatenate([first, second], axis=1), whole)
 
   def test_any_split_through_the_cache_equals_the_whole(self):
     x = inputs()
@@ -273,10 +262,10 @@ class MultiHeadAttentionTest(chex.TestCase):
     params = random_params(module, x)
     apply = jax.jit(functools.partial(module.apply, method="attend"))
     length = 4
-    whole = module.apply(params, x[:, :length])
+    whole = np.asarray(jax.jit(module.apply)(params, x[:, :length]))
     for is_cut in itertools.product([False, True], repeat=length - 1):
       cuts = [0, *(1 + np.flatnonzero(is_cut)), length]
-      cache = KeyValues(jnp.zeros((H, B, length, K)), jnp.zeros((H, B, length, K)))
+      cache = KeyValues(*np.zeros((2, H, B, length, K), "f4"))
       for start, end in itertools.pairwise(cuts):
         piece, cache = apply(params, x[:, start:end], None, cache, start)
         assert_close(piece, whole[:, start:end])
@@ -286,7 +275,7 @@ class MultiHeadAttentionTest(chex.TestCase):
     module = MultiHeadAttention(num_heads=H, head_dim=K)
     half = MultiHeadAttention(num_heads=H, head_dim=K, dtype=jnp.bfloat16)
     params = jax.tree.map(lambda leaf: np.float32(0.3) * leaf, random_params(module, x))
-    chex.assert_trees_all_equal_shapes_and_dtypes(random_params(half, x), params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(nn.unbox(shapes_of(half, x)), params)
     out = jax.jit(half.apply)(params, x)
     chex.assert_type(out, jnp.bfloat16)
     exact = jax.jit(module.apply)(params, x)
@@ -303,9 +292,9 @@ class MultiHeadAttentionTest(chex.TestCase):
     params = {"params": {"heads": alike, "output": unmixed}}
 
     apply = jax.jit(module.apply)
-    quiet = apply(params, x).reshape(B, T, H, K)
+    quiet = np.asarray(apply(params, x)).reshape(B, T, H, K)
     assert_close(quiet, quiet[:, :, :1].repeat(H, axis=2))
     noisy = apply(params, x, rngs={"dropout": jax.random.key(2)})
-    noisy = noisy.reshape(B, T, H, K)
+    noisy = np.asarray(noisy).reshape(B, T, H, K)
     for one, other in [(0, 1), (0, 2), (1, 2)]:
-      self.assertGreater(jnp.abs(noisy[:, :, one] - noisy[:, :, other]).max(), 0.1)
+      self.assertGreater(np.abs(noisy[:, :, one] - noisy[:, :, other]).max(), 0.1)

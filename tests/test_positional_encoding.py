@@ -15,6 +15,7 @@ from gpt2_flax.positional_encoding import (
   sinusoidal_positional_encoding,
 )
 from tests.close import assert_close
+from tests.params import shapes_of
 
 # A frequency is exp(-e): e has three roundings (a quotient, a logarithm, a product) and
 # the exponential two. With the position it makes the angle: (3 e + 3) exp(-e), at most
@@ -190,7 +191,7 @@ class PositionalEncodingTest(chex.TestCase):
     x = embeddings()
     given = None if positions is None else jnp.array(positions)
     module = PositionalEncoding("sinusoidal")
-    self.assertEmpty(module.init(jax.random.key(1), x))
+    self.assertEmpty(shapes_of(module, x))
     out = self.variant(module.apply)({}, x, given)
     encoding = paper([[0, 1, 2, 3, 4]] if positions is None else positions, 6)
     scale = 1 + 7 + abs(x).max()  # of the position and of the sum
@@ -205,7 +206,7 @@ class PositionalEncodingTest(chex.TestCase):
     given = None if positions is None else jnp.array(positions)
     module = PositionalEncoding("learned", context_length=8)
     table = np.random.default_rng(2).normal(size=(8, 6)).astype(np.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(1), x)
+    shapes = shapes_of(module, x)
     params = jax.tree.map(lambda _: jnp.asarray(table), shapes)
     chex.assert_trees_all_equal_shapes(params, shapes)
     out = self.variant(module.apply)(params, x, given)
@@ -217,23 +218,23 @@ class PositionalEncodingTest(chex.TestCase):
   def test_adds_nothing(self, kind):
     x = embeddings()
     module = PositionalEncoding(kind)
-    self.assertEmpty(module.init(jax.random.key(1), x))
+    self.assertEmpty(shapes_of(module, x))
     out = self.variant(module.apply)({}, x, jnp.array([[4, 3, 2, 1, 0]]))
     chex.assert_trees_all_equal(out, x)
 
   @parameterized.parameters("sinusoidal", "learned", "rotary", "alibi", "none")
   def test_keeps_the_embeddings_dtype(self, kind):
     x = embeddings().astype(jnp.bfloat16)
-    out, params = PositionalEncoding(kind).init_with_output(jax.random.key(1), x)
+    init = PositionalEncoding(kind).init_with_output
+    out, params = jax.eval_shape(init, jax.random.key(1), x)
     chex.assert_type(out, jnp.bfloat16)
     for leaf in jax.tree.leaves(params):
       chex.assert_type(leaf, jnp.float32)
 
   @parameterized.product(x=(jnp.float32, jnp.bfloat16), dtype=("float32", "bfloat16"))
   def test_dtype_is_that_of_the_result(self, x, dtype):
-    out = PositionalEncoding("sinusoidal", dtype=dtype).apply(
-      {}, embeddings().astype(x)
-    )
+    apply = PositionalEncoding("sinusoidal", dtype=dtype).apply
+    out = jax.eval_shape(apply, {}, embeddings().astype(x))
     chex.assert_type(out, jnp.dtype(dtype))
 
   @parameterized.parameters(

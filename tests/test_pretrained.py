@@ -20,18 +20,11 @@ from gpt2_flax import generation, GPT2, GPT2Config, InputError, pretrained
 from gpt2_flax.hub.folder import StoredTensor
 from gpt2_flax.tokenizer import WordTokenizer
 from tests.close import assert_close, ROUNDINGS, sizes
+from tests.params import random_params, shapes_of
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHAPES = ("plain", "wide", "untied", "by_layer", "unscaled", "sharded", "old")
 WEIGHTS = "model.safetensors"
-
-
-def random_params(model, seed=0):
-  """Drawn wide, biases and norms too, without the axis names."""
-  token = jnp.zeros((1, 1), jnp.int32)
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), token))
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: jnp.array(rng.normal(0, 0.3, x.shape), x.dtype), shapes)
 
 
 def small_model(**changes):
@@ -135,8 +128,7 @@ class PretrainedTest(chex.TestCase):
   @parameterized.parameters(*SHAPES)
   def test_params_are_those_of_init(self, name):
     model, params = pretrained.load(GOLDEN / name)
-    token = jnp.zeros((1, 1), jnp.int32)
-    init = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), token))
+    init = nn.unbox(shapes_of(model))
     chex.assert_trees_all_equal_structs(params, init)
     chex.assert_trees_all_equal_shapes_and_dtypes(params, init)
 
@@ -173,8 +165,9 @@ class PretrainedTest(chex.TestCase):
     pretrained.save(self.scratch / "saved", model, params)
     loaded, table = pretrained.load(self.scratch / "saved")
     self.assertEqual(loaded.config.positional_encoding, "learned")
-    tokens = jnp.arange(16).reshape(2, 8) % 11
-    assert_close(loaded.apply(table, tokens), model.apply(params, tokens))
+    tokens = np.arange(16).reshape(2, 8) % 11
+    found, expected = jax.jit(loaded.apply), jax.jit(model.apply)
+    assert_close(found(table, tokens), expected(params, tokens))
 
   def test_a_copy_of_the_tied_embeddings_is_left_out(self):
     folder = self.copy("plain")

@@ -13,7 +13,6 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -21,6 +20,7 @@ from gpt2_flax import datasets, GPT2, GPT2Config, pretrained
 from gpt2_flax.tokenizer import BPETokenizer
 from tests import snippets
 from tests.close import assert_close
+from tests.params import random_params
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -44,8 +44,7 @@ def write_small(folder: str, tokenizer: Any) -> None:
     context_length=48,
   )
   model = GPT2(config)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-  pretrained.save(folder, model, params, tokenizer)
+  pretrained.save(folder, model, random_params(model, scale=0.1), tokenizer)
 
 
 class ExamplesTest(chex.TestCase):

@@ -14,8 +14,10 @@ from gpt2_flax.errors import InputError
 from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.self_attention import SelfAttention
 from tests.close import assert_close, ROUNDINGS, sizes
+from tests.params import random_params
 
 B, T, D, K = 2, 6, 5, 4
+INPUT = jax.ShapeDtypeStruct((B, T, D), "float32")
 SUM_OF_WEIGHTS = (T + 3) + T  # roundings of a softmax, and of the sum of its row
 DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
 MASKS = {
@@ -28,13 +30,6 @@ MASKS = {
 
 def inputs():
   return np.random.default_rng(1).normal(size=(B, T, D)).astype("f4")
-
-
-def random_params(module):
-  """Large enough for a softmax far from uniform, and no bias zero."""
-  shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), inputs()))
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
 
 
 def reference(params, x, mask, causal, temperature=1.0):
@@ -67,16 +62,16 @@ class SelfAttentionTest(chex.TestCase):
   @parameterized.product(causal=(True, False), mask=tuple(MASKS))
   def test_is_the_papers_formula(self, causal, mask):
     module = SelfAttention(K, causal=causal)
-    params = random_params(module)
+    params = random_params(module, INPUT)
     out = self.variant(module.apply)(params, inputs(), MASKS[mask])
     chex.assert_shape(out, (B, T, K))
     assert_close(out, reference(params, inputs(), MASKS[mask], causal))
 
   def test_temperature_divides_the_scores(self):
     module = SelfAttention(K, temperature=3.0)
-    params = random_params(module)
+    params = random_params(module, INPUT)
     assert_close(
-      module.apply(params, inputs()),
+      jax.jit(module.apply)(params, inputs()),
       reference(params, inputs(), None, True, temperature=3.0),
     )
 
@@ -96,8 +91,9 @@ class SelfAttentionTest(chex.TestCase):
   def test_scores_of_any_size_are_stable(self):
     low = -1e30  # and yet no score so low as not to count
     scores = [[1e30, 1e30, -1e30], [1e4, 1e4 + 1, 0.0], [low, low, 2 * low]]
-    scores = jnp.array([[*scores, [low, low, 0.0]]])
-    allowed = jnp.ones((1, 4, 3), bool).at[0, 3, 2].set(False)
+    scores = np.array([[*scores, [low, low, 0.0]]], "f4")
+    allowed = np.ones((1, 4, 3), bool)
+    allowed[0, 3, 2] = False
     weights = self.variant(
       lambda *args: SelfAttention(K).apply({}, *args, method="weights")
     )(scores, allowed)
@@ -108,11 +104,12 @@ class SelfAttentionTest(chex.TestCase):
 
   def test_a_row_with_nothing_to_attend_to_is_zero_and_teaches_nothing(self):
     module = SelfAttention(K)
-    params, x = random_params(module), inputs()
+    params, x = random_params(module, INPUT), inputs()
     row = 3
-    everything = jnp.ones((1, T, T), bool)
-    blind = everything.at[:, row].set(False)
-    target = jnp.array(np.random.default_rng(3).normal(size=(B, T, K)), "f4")
+    everything = np.ones((1, T, T), bool)
+    blind = everything.copy()
+    blind[:, row] = False
+    target = np.random.default_rng(3).normal(size=(B, T, K)).astype("f4")
 
     @jax.jit
     def gradient(mask, target):
@@ -123,17 +120,18 @@ class SelfAttentionTest(chex.TestCase):
 
     with jax.debug_nans(True):  # none on the way either
       out = module.apply(params, x, blind)
-    chex.assert_trees_all_equal(out[:, row], jnp.zeros((B, K)))
-    chex.assert_tree_all_finite(gradient(blind, target))
-    expected = gradient(everything, target.at[:, row].set(0.0))
-    assert_close(
-      gradient(blind, target), expected, 2 * ROUNDINGS, scale=sizes(expected)
-    )
+    chex.assert_trees_all_equal(np.asarray(out)[:, row], np.zeros((B, K), "f4"))
+    found = gradient(blind, target)
+    chex.assert_tree_all_finite(found)
+    others = target.copy()
+    others[:, row] = 0
+    expected = gradient(everything, others)
+    assert_close(found, expected, 2 * ROUNDINGS, scale=sizes(expected))
     nothing = gradient(~everything, target)
-    chex.assert_trees_all_equal(nothing, jax.tree.map(jnp.zeros_like, nothing))
+    chex.assert_trees_all_equal(nothing, jax.tree.map(np.zeros_like, nothing))
 
   def test_a_score_of_minus_infinity_is_a_key_that_is_not_seen(self):
-    allowed = jnp.ones((1, 1, 1), bool)
+    allowed = np.ones((1, 1, 1), bool)
     scores = np.random.default_rng(2).normal(0, 3, (B, T, T)).astype("f4")
     scores[:, 3], scores[:, :, 4] = -np.inf, -np.inf  # a whole row, and one key
     apply = functools.partial(SelfAttention(K).apply, {}, method="weights")
@@ -142,25 +140,26 @@ class SelfAttentionTest(chex.TestCase):
       weights = apply(scores, allowed)
       return jnp.sum(weights * jnp.arange(T)[None, None]), weights
 
+    run = jax.jit(jax.grad(total, has_aux=True))
     with jax.debug_nans(True):
-      gradient, weights = jax.jit(jax.grad(total, has_aux=True))(scores)
+      gradient, weights = run(scores)
     chex.assert_trees_all_equal(np.asarray(weights) > 0, np.isfinite(scores))
     expected = (np.arange(T) != 3).astype("f4")[None].repeat(B, 0)
-    assert_close(weights.sum(-1), expected, SUM_OF_WEIGHTS)
+    assert_close(np.asarray(weights).sum(-1), expected, SUM_OF_WEIGHTS)
     chex.assert_tree_all_finite(gradient)
     chex.assert_trees_all_equal(np.asarray(gradient) != 0, np.isfinite(scores))
-    nothing = jnp.full((B, T, T), -jnp.inf)
-    gradient, weights = jax.grad(total, has_aux=True)(nothing)
-    chex.assert_trees_all_equal((gradient, weights), (jnp.zeros((B, T, T)),) * 2)
+    nothing = np.zeros((B, T, T), "f4")
+    chex.assert_trees_all_equal(run(nothing - np.inf), (nothing, nothing))
 
   @parameterized.parameters(True, False)
   def test_a_mask_that_is_not_bool_or_does_not_fit_is_refused(self, causal):
     module = SelfAttention(K, causal=causal)
-    params = random_params(module)
+    params = random_params(module, INPUT)
     additive = np.where(MASKS["padding"], 0.0, -np.inf).astype("f4")
-    for mask in (additive, MASKS["padding"].astype("i4"), jnp.zeros((1, T, T))):
+    apply = functools.partial(jax.eval_shape, module.apply, params, inputs())
+    for mask in (additive, MASKS["padding"].astype("i4"), np.zeros((1, T, T), "f4")):
       with self.assertRaisesRegex(InputError, f"mask is of {mask.dtype}: .* bool"):
-        module.apply(params, inputs(), mask)
+        apply(mask)
     for shape in (
       (B, T - 1, T),
       (B, T + 1, T),
@@ -170,28 +169,29 @@ class SelfAttentionTest(chex.TestCase):
     ):
       message = f"mask has shape {list(shape)}: must be broadcastable to [B, T, S] ="
       with self.assertRaisesRegex(InputError, re.escape(f"{message} {[B, T, T]}")):
-        module.apply(params, inputs(), np.ones(shape, bool))
+        apply(np.ones(shape, bool))
 
   def test_a_mask_may_leave_axes_out(self):
     module = SelfAttention(K)
-    params = random_params(module)
+    params = random_params(module, INPUT)
+    apply = jax.jit(module.apply)
     for mask in (np.arange(T) > 0, np.tri(T, dtype=bool).T | np.eye(T, dtype=bool)):
       full = np.broadcast_to(mask, (B, T, T))
-      found = module.apply(params, inputs(), mask)
-      chex.assert_trees_all_equal(found, module.apply(params, inputs(), full))
+      found = apply(params, inputs(), mask)
+      chex.assert_trees_all_equal(found, apply(params, inputs(), full))
       assert_close(found, reference(params, inputs(), full, True))
 
   def test_kernels_begin_as_kernel_init_says(self):
     module = SelfAttention(K, kernel_init=nn.initializers.ones_init())
-    params = nn.unbox(module.init(jax.random.key(0), inputs()))["params"]
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), inputs()))["params"]
     self.assertEqual(params.keys(), {"query", "key", "value"})
     for projection in params.values():
-      chex.assert_trees_all_equal(projection["kernel"], jnp.ones((D, K)))
+      chex.assert_trees_all_equal(projection["kernel"], np.ones((D, K), "f4"))
 
   @parameterized.parameters(True, False)
   def test_causality_by_gradient(self, causal):
     module = SelfAttention(K, causal=causal)
-    params = random_params(module)
+    params = random_params(module, INPUT)
     gradient = jax.jit(jax.jacrev(lambda x: module.apply(params, x).sum(axis=(0, 2))))
     reached_TS = np.abs(gradient(inputs())).max(axis=(1, 3)) > 0
     chex.assert_trees_all_equal(reached_TS, np.tri(T, dtype=bool) | (not causal))
@@ -199,19 +199,19 @@ class SelfAttentionTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_pieces_through_the_cache_equal_the_whole(self):
     module = SelfAttention(K)
-    params, x = random_params(module), inputs()
+    params, x = random_params(module, INPUT), inputs()
     num_slots = T + 2
     mask = np.pad(MASKS["padding"], ((0, 0), (0, 0), (0, 2)), constant_values=True)
     apply = self.variant(functools.partial(module.apply, method="attend"))
-    cache = KeyValues(jnp.zeros((B, num_slots, K)), jnp.zeros((B, num_slots, K)))
+    cache = KeyValues(*np.zeros((2, B, num_slots, K), "f4"))
     pieces = []
     for start, end in itertools.pairwise([0, 1, 4, T]):
       piece, cache = apply(params, x[:, start:end], mask, cache, start)
       pieces.append(piece)
-    assert_close(
-      jnp.concatenate(pieces, axis=1), module.apply(params, x, MASKS["padding"])
-    )
-    _, key, value = module.apply(params, x, method="project")
+    whole = jax.jit(module.apply)(params, x, MASKS["padding"])
+    assert_close(np.concatenate(pieces, axis=1), whole)
+    project = jax.jit(functools.partial(module.apply, method="project"))
+    _, key, value = project(params, x)
     assert_close(
       cache,
       KeyValues(*(np.pad(a, ((0, 0), (0, 2), (0, 0))) for a in (key, value))),
@@ -222,7 +222,7 @@ class SelfAttentionTest(chex.TestCase):
   def test_relative_positions_know_the_distance_only(self, rotary=False, slope=None):
     """Alike tokens: what differs in the weights is where they stand."""
     module = SelfAttention(K, rotary=rotary, causal=False)
-    params = random_params(module)
+    params = random_params(module, INPUT)
     x = inputs()[:1, :1].repeat(T, axis=1)
     seen = {}
 
@@ -246,31 +246,31 @@ class SelfAttentionTest(chex.TestCase):
   @parameterized.parameters(dict(rotary=True), dict(slope=0.3))
   def test_pieces_of_relative_positions_equal_the_whole(self, rotary=False, slope=None):
     module = SelfAttention(K, rotary=rotary)
-    params, x = random_params(module), inputs()
-    whole = module.apply(params, x, slope=slope)
-    plain = SelfAttention(K).apply(params, x)
-    self.assertGreater(jnp.abs(whole - plain).max(), 0.05)
+    params, x = random_params(module, INPUT), inputs()
+    whole = jax.jit(module.apply)(params, x, slope=slope)
+    plain = jax.jit(SelfAttention(K).apply)(params, x)
+    self.assertGreater(np.abs(np.subtract(whole, plain)).max(), 0.05)
     # From slot 3 on, behind three of left padding.
-    mask = jnp.arange(T + 3)[None, None] >= 3
-    cache = KeyValues(jnp.zeros((B, T + 3, K)), jnp.zeros((B, T + 3, K)))
+    mask = np.arange(T + 3)[None, None] >= 3
+    cache = KeyValues(*np.zeros((2, B, T + 3, K), "f4"))
+    attend = jax.jit(functools.partial(module.apply, method="attend"))
     pieces = []
     for start, end in itertools.pairwise([0, 1, 4, T]):
-      piece, cache = module.apply(
-        params, x[:, start:end], mask, cache, start + 3, slope, method="attend"
-      )
+      piece, cache = attend(params, x[:, start:end], mask, cache, start + 3, slope)
       pieces.append(piece)
-    assert_close(jnp.concatenate(pieces, axis=1), whole)
+    assert_close(np.concatenate(pieces, axis=1), whole)
 
   def test_start_means_nothing_without_a_cache(self):
     module = SelfAttention(K)
-    params, x = random_params(module), inputs()
-    out, cache = module.apply(params, x, start=2, method="attend")
-    chex.assert_trees_all_equal(out, module.apply(params, x))
+    params, x = random_params(module, INPUT), inputs()
+    attend = jax.jit(functools.partial(module.apply, start=2, method="attend"))
+    out, cache = attend(params, x)
+    chex.assert_trees_all_equal(out, jax.jit(module.apply)(params, x))
     self.assertIsNone(cache)
 
   @parameterized.parameters((3, 3, 0), (2, 6, 3), (1, 4, 0), (4, 4, 2))
   def test_visible(self, num_queries, num_keys, start):
-    slots = start + jnp.arange(num_queries), jnp.arange(num_keys)
+    slots = start + np.arange(num_queries), np.arange(num_keys)
     for causal in (True, False):
       expected = [
         [s <= start + t or not causal for s in range(num_keys)]
@@ -278,12 +278,12 @@ class SelfAttentionTest(chex.TestCase):
       ]
       chex.assert_trees_all_equal(
         SelfAttention(K, causal=causal).apply({}, *slots, method="visible"),
-        jnp.array([expected]),
+        np.array([expected]),
       )
 
   def test_softmax_is_in_float32_for_bfloat16_too(self):
     module = SelfAttention(K, dtype=jnp.bfloat16)
-    params = jax.tree.map(lambda leaf: 0.3 * leaf, random_params(module))
+    params = jax.tree.map(lambda leaf: 0.3 * leaf, random_params(module, INPUT))
     out, state = module.apply(
       params,
       inputs(),
@@ -309,25 +309,27 @@ class SelfAttentionTest(chex.TestCase):
 
   def test_without_mask_it_is_permutation_equivariant(self):
     module = SelfAttention(K, causal=False)
-    params, x = random_params(module), inputs()
+    params, x = random_params(module, INPUT), inputs()
     order = np.array([3, 0, 5, 1, 4, 2])
-    assert_close(module.apply(params, x[:, order]), module.apply(params, x)[:, order])
+    apply = jax.jit(module.apply)
+    assert_close(apply(params, x[:, order]), np.asarray(apply(params, x))[:, order])
 
   def test_dropout_needs_an_rng_and_keeps_the_mean(self):
     module = SelfAttention(K, dropout_rate=0.25)
-    params = random_params(module)
+    params = random_params(module, INPUT)
     x = inputs()[:1].repeat(1000, axis=0)
-    quiet = SelfAttention(K).apply(params, x)
-    chex.assert_trees_all_equal(module.apply(params, x), quiet)
-    drawn = module.apply(params, x, rngs={"dropout": jax.random.key(4)})
-    self.assertGreater(jnp.abs(drawn[0] - drawn[1]).max(), 0.1)
+    apply = jax.jit(module.apply)
+    quiet = np.asarray(jax.jit(SelfAttention(K).apply)(params, x))
+    chex.assert_trees_all_equal(apply(params, x), quiet)
+    drawn = np.asarray(apply(params, x, rngs={"dropout": jax.random.key(4)}))
+    self.assertGreater(np.abs(drawn[0] - drawn[1]).max(), 0.1)
     five_standard_errors = 5 * drawn.std(0) / math.sqrt(1000)
-    self.assertTrue((jnp.abs(drawn.mean(0) - quiet[0]) <= five_standard_errors).all())
+    self.assertTrue((np.abs(drawn.mean(0) - quiet[0]) <= five_standard_errors).all())
 
   def test_dropout_of_rate_zero_is_none(self):
     module = SelfAttention(K)
-    params, x = random_params(module), inputs()
+    params, x = random_params(module, INPUT), inputs()
+    apply = jax.jit(module.apply)
     chex.assert_trees_all_equal(
-      module.apply(params, x, rngs={"dropout": jax.random.key(4)}),
-      module.apply(params, x),
+      apply(params, x, rngs={"dropout": jax.random.key(4)}), apply(params, x)
     )

@@ -8,6 +8,7 @@ one step, arrays the arrows between steps, and modules the boxes around them.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -139,11 +140,7 @@ def control_flow(config: GPT2Config) -> list[Step]:
     attention="explicit" if config.attention == "flash" else config.attention,
     dtype="float32",  # casts are no steps
   )
-  model = GPT2(small)
-  tokens = jax.ShapeDtypeStruct((_SIZES["B"], _SIZES["T"]), jnp.int32)
-  params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-  jaxpr = jax.make_jaxpr(model.apply)(params, tokens).jaxpr
-
+  jaxpr = _traced(small)
   source: dict[Any, _Group] = {jaxpr.invars[-1]: _Group("tokens")}
   groups = _grouped(jaxpr.eqns, source)
   logits = source[jaxpr.outvars[0]]
@@ -156,6 +153,14 @@ def control_flow(config: GPT2Config) -> list[Step]:
   for group, step in step_of.items():
     step.inputs = [step_of[g] for g in group.inputs if g in step_of]
   return _folded(list(step_of.values()))
+
+
+@functools.cache  # a page for each of many texts has the same
+def _traced(small: GPT2Config) -> Any:
+  model = GPT2(small)
+  tokens = jax.ShapeDtypeStruct((_SIZES["B"], _SIZES["T"]), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  return jax.make_jaxpr(model.apply)(params, tokens).jaxpr
 
 
 def _grouped(equations: list, source: dict[Any, _Group]) -> list[_Group]:

@@ -5,9 +5,7 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax.datasets.arrays import ArrayConfig, PACKS
@@ -18,6 +16,7 @@ from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.tokenizer import ByteTokenizer, NumberTokenizer, tokenizer_json
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close
+from tests.params import random_params
 from tests.reference import reference_logits
 
 IDS = np.arange(100) * 37 % 101
@@ -157,12 +156,13 @@ class SeparateTest(chex.TestCase):
     batch = dataset.batch(dataset.window("train", 0)[None])
     shape = dict(num_layers=1, num_heads=2, embed_dim=8, positional_encoding="learned")
     model = GPT2(GPT2Config(dataset.tokenizer.vocab_size, 60, **shape))
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch["inputs"]))
-    params = jax.tree.map(lambda x: 5 * np.array(x), params)
-    hidden = model.apply(
-      params, batch["inputs"], *apart(jnp.array(batch["documents"])), method="hidden"
-    )
-    logits = np.asarray(model.apply(params, hidden, method="unembed"))[0]
+    params = random_params(model, scale=0.5)
+
+    @jax.jit
+    def apply(tokens_BT, documents_BT):
+      return model.apply(params, tokens_BT, *apart(documents_BT))
+
+    logits = np.asarray(apply(batch["inputs"], batch["documents"]))[0]
     texts = [(self.folder / f"{name}.txt").read_text() for name in "abc"]
     ids = [dataset.tokenizer.encode(text) for text in texts]
     ends = np.cumsum([len(document) for document in ids]) + np.arange(3)

@@ -10,6 +10,7 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,11 +31,6 @@ def call(
   return forked.finish(forked.start(door, *flags, stdout=stdout), stdin)
 
 
-def really_call(door: str, *flags: str) -> subprocess.CompletedProcess:
-  """The same, with a start of Python: once for each door."""
-  return forked.finish(forked.unforked(door, *flags))
-
-
 class DoorsTest(chex.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -44,7 +40,7 @@ class DoorsTest(chex.TestCase):
     cls.text = cls.folder / "text.txt"
     cls.text.write_text(TEXT)
     cls.run_flag = f"--workdir={cls.folder / 'run'}"
-    done = really_call(
+    done = call(
       "train.py",
       "--config=configs/text.py",
       cls.run_flag,
@@ -61,15 +57,27 @@ class DoorsTest(chex.TestCase):
 
   def test_same_seed_same_text(self):
     flags = ("--prompt=Der Bär", "--num_tokens=40", "--top_k=20", "--min_p=0.01")
-    one, again, other = (
-      sample("sample.py", self.run_flag, *flags, f"--seed={seed}")
-      for sample, seed in ((call, 1), (really_call, 1), (call, 2))
+    again = forked.finish(forked.unforked("sample.py", self.run_flag, *flags))
+    one, other = (
+      call("sample.py", self.run_flag, *flags, f"--seed={seed}") for seed in (0, 2)
     )
     self.assertEqual(one.returncode, 0, one.stderr)
     self.assertStartsWith(one.stdout, "Der Bär")
     self.assertEqual(one.stdout, again.stdout)
     self.assertNotEqual(one.stdout, other.stdout)
     self.assertRegex(one.stderr, r"^40 tokens in .* tokens/s\n$")
+
+  @parameterized.parameters("evaluate", "export", "explain", "sample", "sweep", "train")
+  @pytest.mark.slow  # above one does, and CI runs train.py
+  def test_each_starts_by_itself(self, door):
+    flags = {
+      "export": (self.run_flag, f"--output={self.folder / 'by_itself'}"),
+      "sweep": ("--help",),
+      "train": ("--help",),
+    }
+    given = flags.get(door, (self.run_flag,))
+    done = forked.finish(forked.unforked(f"{door}.py", *given))
+    self.assertEqual((done.returncode, done.stderr.count("Error")), (0, 0), done)
 
   def test_several_samples_from_a_prompt_on_stdin(self):
     made = call(
@@ -101,25 +109,20 @@ class DoorsTest(chex.TestCase):
     text = TEXT[:300]
     (self.folder / "part.txt").write_text(text)
     flags = (self.run_flag, f"--text={self.folder / 'part.txt'}", "--stride=4")
-    results = [
-      evaluate("evaluate.py", *flags, f"--batch_size={size}")
-      for evaluate, size in ((call, 1), (really_call, 5))
-    ]
+    results = [call("evaluate.py", *flags, f"--batch_size={size}") for size in (1, 5)]
     self.assertEqual(results[0].returncode, 0, results[0].stderr)
     found, other = (json.loads(r.stdout.splitlines()[-1]) for r in results)
     # a perplexity has as many roundings as its logarithm is large, below ln 300
     assert_close(found, other, 6 * ROUNDINGS, dtype=np.float32)
 
     model, params, tokenizer = load_run(self.folder / "run")
-    tokens = tokenizer.encode(text)
+    apply, tokens = jax.jit(model.apply), tokenizer.encode(text)
     losses = []
     for target in range(1, len(tokens)):
       # the first window that has the target
       start = 0 if target <= 15 else 4 * math.ceil((target - 15) / 4)
       window = jnp.array([tokens[start : start + 16]])
-      scores = np.asarray(model.apply(params, window), np.float64)[
-        0, target - 1 - start
-      ]
+      scores = np.asarray(apply(params, window), np.float64)[0, target - 1 - start]
       losses.append(np.log(np.exp(scores).sum()) - scores[tokens[target]])
     # the recipe's mean: of n new tokens in a window n - 1 count
     num_last = (len(tokens) - 16) % 4 or 4
@@ -165,7 +168,7 @@ class DoorsTest(chex.TestCase):
   def export(self):
     exported = self.folder / "exported"
     if not exported.exists():
-      done = really_call("export.py", self.run_flag, f"--output={exported}")
+      done = call("export.py", self.run_flag, f"--output={exported}")
       self.assertEqual(done.returncode, 0, done.stderr)
     return exported
 
@@ -179,7 +182,8 @@ class DoorsTest(chex.TestCase):
     tokens = jnp.arange(16)[None]
     model, params, _ = load_run(self.folder / "run")
     loaded, loaded_params = pretrained.load(exported)
-    assert_close(loaded.apply(loaded_params, tokens), model.apply(params, tokens))
+    found = jax.jit(loaded.apply)(loaded_params, tokens)
+    assert_close(found, jax.jit(model.apply)(params, tokens))
 
   def test_fine_tuning_on_another_text_is_better_there_than_before(self):
     self.fine_tune("exported")

@@ -59,7 +59,7 @@ class CompletionsTest(chex.TestCase):
   def loss(self, run: str) -> float:
     return [r["val/loss"] for r in records(self.folder / run) if "val/loss" in r][-1]
 
-  def test_trains_goes_on_is_measured_and_writes(self):
+  def test_trains_is_measured_and_writes(self):
     self.assertIn("  writes: 54 =", self.train("run").stdout)
     measured = self.call("evaluate.py", "run")
     found = json.loads(measured.stdout.splitlines()[-1])
@@ -68,6 +68,9 @@ class CompletionsTest(chex.TestCase):
     self.assertStartsWith(written.stdout, "7 =")
     self.assertIn("wrote ", self.call("explain.py", "run").stdout)
 
+  @pytest.mark.slow  # doors/test_train.py goes on
+  def test_goes_on(self):
+    self.train("run")
     expected = digest(self.folder / "run")
     shutil.rmtree(self.folder / "run" / "checkpoints" / "8")
     self.assertIn("goes on from step 4 of 8", self.train("run").stdout)

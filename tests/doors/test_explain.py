@@ -10,7 +10,7 @@ import chex
 
 from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import run_history
-from tests.doors.test_doors import call, really_call
+from tests.doors.test_doors import call
 
 
 def read_data(path: pathlib.Path) -> dict:
@@ -38,7 +38,7 @@ class ExplainTest(chex.TestCase):
     assert done.returncode == 0, done.stderr
 
   def test_default_is_a_validation_sequence_in_the_runs_folder(self):
-    made = really_call("explain.py", f"--workdir={self.run_}")
+    made = call("explain.py", f"--workdir={self.run_}")
     self.assertEqual(made.returncode, 0, made.stderr)
     path = self.run_ / "explain.html"
     size = path.stat().st_size

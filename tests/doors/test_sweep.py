@@ -61,14 +61,15 @@ class InterruptedTest(SweepTest):
     return forked.finish(process)
 
   def test_asked_to_stop_it_goes_on(self):
-    seeds = "--over=train.seed=0:2"
-    stopped = self.stop(signal.SIGTERM, "seed=1", logged(50), seeds)
+    seldom = [f"--config.{what}.every_steps=50" for what in ("checkpoint", "eval")]
+    flags = "--over=train.seed=0:2", *seldom
+    stopped = self.stop(signal.SIGTERM, "seed=1", logged(30), *flags)
     before = files(self.folder / "seed=0")
     self.assertEqual((stopped.returncode, complaints(stopped)), (143, []))
     said = "stopped by SIGTERM; the same command goes on from there\n"
     self.assertEndsWith(stopped.stdout, said)
     self.assertIn("| 1     |", (self.folder / "summary.md").read_text())
-    said = self.go(seeds)
+    said = self.go(*flags)
     self.assertStartsWith(said, "2 of 2 members: seed=1  val/loss ")
     self.assertEqual(files(self.folder / "seed=0"), before)
     names = {path.name for path in self.folder.iterdir()}

@@ -30,8 +30,8 @@ class TrainTest(chex.TestCase):
 
 class MainJobTest(TrainTest):
   def test_leaves_all_that_it_promises_and_goes_on_only_where_there_is_more(self):
-    sampled = "--config.eval.sample_tokens=4"
-    done = train_to_the_end(self.workdir, sampled)
+    flags = "--config.eval.sample_tokens=4", "--config.checkpoint.every_steps=50"
+    done = train_to_the_end(self.workdir, *flags)
     for word in ("done: 100 steps", "floor", "gap", "step 100", "writes:"):
       self.assertIn(word, done.stdout)
     names = {path.name for path in self.workdir.iterdir()}
@@ -46,12 +46,12 @@ class MainJobTest(TrainTest):
         gap = record["val/loss"] - record["val/floor"]
         self.assertEqual(record["val/gap"], gap)
         self.assertGreater(gap, 0)
-    self.assertEqual(checkpoint_steps(self.workdir), [90, 100])
+    self.assertEqual(checkpoint_steps(self.workdir), [50, 100])
 
     before = (self.workdir / "metrics.jsonl").read_text()
     for asked, has_more in ((100, False), (60, True)):
       steps = f"--config.train.num_steps={asked}"
-      again = train_to_the_end(self.workdir, sampled, steps)
+      again = train_to_the_end(self.workdir, *flags, steps)
       self.assertIn(f"goes on from step 100 of {asked}", again.stdout)
       said = "more steps than asked for: nothing is left to do\n" in again.stdout
       self.assertEqual(said, has_more)
@@ -66,11 +66,11 @@ class MainJobTest(TrainTest):
     self.assertEqual(found, {name: round(reported[f"val/{name}"], 5) for name in names})
 
     heads = "--config.model.num_heads=4"
-    other = train(*TINY, sampled, heads, f"--workdir={self.workdir}")
+    other = train(*TINY, *flags, heads, f"--workdir={self.workdir}")
     self.assertEqual(other.returncode, 2)
     self.assertIn("config.model.num_heads was 2, is now 4", other.stderr)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
-    self.damage_and_go_on(sampled)
+    self.damage_and_go_on(*flags)
 
   def damage_and_go_on(self, *flags):
     expected = digest(self.workdir)
@@ -80,7 +80,7 @@ class MainJobTest(TrainTest):
     again = train(*TINY, *flags, f"--workdir={self.workdir}")
     self.assertEqual(again.returncode, 0, again.stderr)
     self.assertIn("checkpoints/100 is damaged, going on from", again.stderr)
-    self.assertIn("goes on from step 90 of 100", again.stdout)
+    self.assertIn("goes on from step 50 of 100", again.stdout)
     self.assertEqual(digest(self.workdir), expected)
 
   def test_a_loss_that_is_not_finite_stops_the_run(self):

@@ -39,16 +39,10 @@ def losses(name: str, mesh: jax.sharding.Mesh) -> list[float]:
   return found
 
 
+@pytest.mark.slow
 class MeshTest(chex.TestCase):
-  def test_takes_the_steps_of_one_device(self):
-    self.compare("normed")  # has parameters of its own
-
-  @parameterized.parameters("sink", "sliding", "linear")
-  @pytest.mark.slow
-  def test_the_others_too(self, name):
-    self.compare(name)
-
-  def compare(self, name):
+  @parameterized.parameters("normed", "sink", "sliding", "linear")
+  def test_takes_the_steps_of_one_device(self, name):
     mesh = jax.make_mesh(
       (2, 1, 2),
       ("data", "fsdp", "tensor"),

@@ -20,6 +20,7 @@ from gpt2_flax import GPT2, GPT2Config, InputError, SelfAttention
 from gpt2_flax.hub import stablehlo
 from gpt2_flax.tokenizer import ByteTokenizer
 from tests.close import assert_close
+from tests.params import random_params
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "pretrained.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.S | re.M)
@@ -36,8 +37,7 @@ class LongerHead(SelfAttention):
 def small_model(head=None, **changes):
   values = dict(vocab_size=256, context_length=16, num_layers=2, num_heads=2)
   model = GPT2(GPT2Config(**(values | dict(embed_dim=8) | changes)), head=head)
-  key = jax.random.key(0, impl="unsafe_rbg")
-  return model, jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))
+  return model, random_params(model, scale=0.5)
 
 
 class StableHLOTest(chex.TestCase):
@@ -62,9 +62,10 @@ class StableHLOTest(chex.TestCase):
     stablehlo.save(self.folder, model, params)
     function, stored = self.open()
     self.assertEqual(set(function.platforms), {"cpu", "cuda", "tpu"})
+    apply = jax.jit(model.apply)
     for batch, length in ((1, 1), (3, 16)):
       tokens = TOKENS[:batch, :length]
-      assert_close(function.call(stored, tokens), model.apply(params, tokens))
+      assert_close(function.call(stored, tokens), apply(params, tokens))
     with self.assertRaises(ValueError):
       function.call(stored, np.zeros((1, 17), np.int32))
 
@@ -73,7 +74,7 @@ class StableHLOTest(chex.TestCase):
     stablehlo.save(self.folder, model, params, dtype="bfloat16")
     function, stored = self.open()
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), params)
-    assert_close(function.call(stored, TOKENS), model.apply(rounded, TOKENS))
+    assert_close(function.call(stored, TOKENS), jax.jit(model.apply)(rounded, TOKENS))
     self.assertEqual({str(value.dtype) for value in stored.values()}, {"bfloat16"})
 
   def test_as_the_docs_load_it_in_a_process_without_this_package(self):
@@ -99,7 +100,7 @@ class StableHLOTest(chex.TestCase):
     made = load_file(self.folder.parent / "made.safetensors")
     [text] = re.findall(r'encode\("(.*?)"\)', loader)
     self.assertEqual(made["tokens"].tolist(), [list(text.encode())])
-    assert_close(made["logits"], model.apply(params, made["tokens"]))
+    assert_close(made["logits"], jax.jit(model.apply)(params, made["tokens"]))
 
   def test_files(self):
     model, params = small_model()

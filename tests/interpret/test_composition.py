@@ -12,6 +12,7 @@ from gpt2_flax import GPT2, GPT2Config, InputError, interpret
 from gpt2_flax.layers.layer_stacking import stack_layers
 from tests.close import assert_close
 from tests.interpret.by_hand import exact
+from tests.params import shapes_of
 
 L, H, D, K = 3, 2, 8, 4
 
@@ -20,11 +21,9 @@ L, H, D, K = 3, 2, 8, 4
 def model_and_params(**changes):
   values = dict(vocab_size=9, context_length=4, num_layers=L, num_heads=H, embed_dim=D)
   model = GPT2(GPT2Config(**(values | changes)))
-  tokens = np.zeros((1, 2), int)
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))
   rng = np.random.default_rng(0)
   draw = lambda x: rng.normal(0.3, 1, x.shape).astype("f4")  # noqa: E731
-  return model, jax.tree.map(draw, shapes)
+  return model, jax.tree.map(draw, nn.unbox(shapes_of(model)))
 
 
 def circuits():

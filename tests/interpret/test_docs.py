@@ -225,6 +225,7 @@ class TableTest(parameterized.TestCase):
 
 
 class RecipesTest(parameterized.TestCase):
+  @pytest.mark.slow  # test_notebook.py has what it calls
   def test_in_a_notebook(self):
     data = mock.create_autospec(page.page_data)  # its making has tests of its own
     render = mock.create_autospec(page.render_page, return_value="a page")

@@ -15,12 +15,12 @@ from tests.interpret.test_edits import (
   logits_with,
   make_model,
   model_and_params,
-  random_params,
   scale_output,
   TOKENS,
   unedited,
   VECTOR,
 )
+from tests.params import random_params
 
 GREEDY = generation.Sampling(temperature=0)
 
@@ -71,7 +71,7 @@ class EditedModelTest(chex.TestCase):
   def test_an_edit_that_hits_nothing_is_refused(self, method):
     model = make_model(feed_forward=False)
     edit = steer(VECTOR, [1, 0], "mlp_output")
-    model, params = interpret.edited(model, random_params(model), [edit])
+    model, params = interpret.edited(model, random_params(model, scale=0.5), [edit])
     with self.assertRaisesRegex(InputError, "edit 'mlp_output' hit nothing"):
       model.apply(params, TOKENS, method=method)
     model.apply(params, np.ones((1, 2, 8), "f4"), method="unembed")  # a part of a pass

@@ -6,7 +6,6 @@ import pathlib
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
 from gpt2_flax.interpret import ablate_heads, patch, select, steer
 from tests.close import assert_close, ROUNDINGS
+from tests.params import random_params
 from tests.reference import reference_logits
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -28,15 +28,9 @@ def make_model(**changes):
   return GPT2(GPT2Config(**(values | changes)))
 
 
-def random_params(model, seed=0):
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype("f4"), shapes)
-
-
 @functools.cache
 def model_and_params():
-  return make_model(), random_params(make_model())
+  return make_model(), random_params(make_model(), scale=0.5)
 
 
 @functools.cache
@@ -212,7 +206,7 @@ class EditsTest(chex.TestCase):
     for site in ("token_embeddings", "residual_before", "residual_between"):
       edit = steer(VECTOR, True, site)
       traced = functools.partial(interpret.trace, model, edits=[edit])
-      _, trace = jax.eval_shape(traced, random_params(model), TOKENS)
+      _, trace = jax.eval_shape(traced, random_params(model, scale=0.5), TOKENS)
       chex.assert_type(trace.residual_after, jnp.bfloat16)
       chex.assert_type(trace[site], jnp.bfloat16)
 
@@ -238,7 +232,7 @@ class EditsTest(chex.TestCase):
     # Not bfloat16 under jit: XLA skips roundings between steps that it fuses, and an
     # edit between them brings these back.
     model = make_model(**changes)
-    params = random_params(model)
+    params = random_params(model, scale=0.5)
     edits = [interpret.make_edit(site, False, 2.0, np.nan) for site in interpret.TAPS]
 
     def run(params, edits):

@@ -3,12 +3,12 @@ import math
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import numpy as np
 
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret
 from tests.close import assert_close, ROUNDINGS
+from tests.params import random_params
 from tests.reference import reference_logits
 
 B, T, L, H, K = 3, 6, 2, 2, 4
@@ -165,10 +165,7 @@ class SimilarityTest(chex.TestCase):
 def model_and_params(**changes):
   values = dict(vocab_size=9, context_length=8, num_layers=L, num_heads=H)
   model = GPT2(GPT2Config(**(values | dict(embed_dim=H * K, mlp_dim=6) | changes)))
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), INPUTS))
-  rng = np.random.default_rng(1)
-  draw = lambda x: rng.normal(0, 0.4, x.shape).astype("f4")  # noqa: E731
-  return model, jax.tree.map(draw, shapes)
+  return model, random_params(model, scale=0.4, seed=1)
 
 
 def loss(params):

@@ -3,13 +3,13 @@ import pathlib
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
 from tests.close import assert_close
+from tests.params import random_params
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 EPSILON = 1e-2  # of norms; large enough that no other would do
@@ -36,9 +36,7 @@ def traced(name):
   """Model, params, tokens, logits and trace: random, or of published weights."""
   if name in CONFIGS:
     model = make_model(**CONFIGS[name])
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype("f4"), shapes)
+    params = random_params(model, scale=0.4, seed=1)
   else:
     model, params = pretrained.load(GOLDEN / name)
   tokens = TOKENS % model.config.vocab_size
@@ -76,7 +74,7 @@ class LogitLensTest(chex.TestCase):
     model, params, tokens, _, _ = traced("plain")
     edits = [interpret.steer(np.arange(8.0), [0, 1]), interpret.scale_heads([[0, 2]])]
     logits, trace = jitted(interpret.trace, model)(params, tokens, edits)
-    lens = interpret.logit_lens(model, params, trace)
+    lens = jitted(interpret.logit_lens, model)(params, trace)
     assert_close(lens[-1], logits)
 
 
@@ -84,7 +82,7 @@ class LogitAttributionTest(chex.TestCase):
   @parameterized.parameters(*CONFIGS, "untied", "by_layer")
   def test_the_parts_sum_to_the_logits(self, name):
     model, params, _, logits, trace = traced(name)
-    parts = interpret.logit_attribution(model, params, trace)
+    parts = jitted(interpret.logit_attribution, model)(params, trace)
     chex.assert_shape(parts.heads, (*trace.head_output.shape[:4], logits.shape[-1]))
     self.assertGreater(float(jnp.abs(logits).max()), 0.3)
     assert_close(total(parts), logits, scale=size(parts))
@@ -95,7 +93,7 @@ class LogitAttributionTest(chex.TestCase):
 
   def test_each_part_goes_through_the_frozen_norm(self):
     model, params, tokens, _, trace = traced("learned_untied")
-    parts = interpret.logit_attribution(model, params, trace)
+    parts = jitted(interpret.logit_attribution, model)(params, trace)
     t, p = jax.tree.map(np.asarray, trace), params["params"]
     final = t.residual_after[-1]
     spread = np.sqrt(final.var(-1, keepdims=True) + EPSILON)
@@ -115,9 +113,10 @@ class LogitAttributionTest(chex.TestCase):
 
   def test_of_chosen_tokens(self):
     model, params, tokens, _, trace = traced("plain")
-    whole = interpret.logit_attribution(model, params, trace)
+    run = jitted(interpret.logit_attribution, model)
+    whole = jax.tree.map(np.asarray, run(params, trace))
     targets = (tokens + 2) % 11
-    chosen = interpret.logit_attribution(model, params, trace, targets)
+    chosen = run(params, trace, targets)
     for one, all_tokens in zip(chosen, whole, strict=True):
       picked = np.zeros(one.shape, "f4")
       for b, t in np.ndindex(3, 5):
@@ -128,7 +127,7 @@ class LogitAttributionTest(chex.TestCase):
     model, params, tokens, _, _ = traced("plain")
     edit = interpret.ablate_heads([[0, 1], [1, 0]])
     logits, trace = jitted(interpret.trace, model)(params, tokens, [edit])
-    parts = interpret.logit_attribution(model, params, trace)
+    parts = jitted(interpret.logit_attribution, model)(params, trace)
     self.assertEqual(float(jnp.abs(parts.heads[0, 1]).max()), 0)
     assert_close(total(parts), logits, scale=size(parts))
 
@@ -146,7 +145,8 @@ class LogitAttributionTest(chex.TestCase):
 
   def test_a_trace_without_what_is_needed_is_refused(self):
     model, params, tokens, _, _ = traced("plain")
-    _, trace = interpret.trace(model, params, tokens, taps=["residual_after"])
+    run = functools.partial(interpret.trace, model, taps=["residual_after"])
+    _, trace = jax.eval_shape(run, params, tokens)
     with self.assertRaisesRegex(InputError, "no 'residual_before': taps must include"):
       interpret.logit_lens(model, params, trace)
     with self.assertRaisesRegex(InputError, "no 'token_embeddings': taps must include"):

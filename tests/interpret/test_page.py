@@ -26,6 +26,7 @@ from gpt2_flax.self_attention import SelfAttention
 from gpt2_flax.tokenizer import WordTokenizer
 from gpt2_flax.transformer import FeedForward, num_params
 from tests.close import assert_close, ROUNDINGS
+from tests.params import shapes_of
 
 TINY = dict(context_length=96, num_layers=2, num_heads=2, embed_dim=8, mlp_dim=12)
 # Of a mean over 170 windows of 11 queries there are as many again: 6 sqrt(170 * 11).
@@ -35,17 +36,16 @@ OVER_ALL_WINDOWS = 2 * ROUNDINGS
 def make(vocab_size: int, **changes):
   """A model with weights large enough for attention to be uneven."""
   model = GPT2(GPT2Config(vocab_size=vocab_size, **(TINY | changes)))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
     """Eight times what `init` would give; to draw it there takes long to compile."""
     name = jax.tree_util.keystr(path)
     if "bias" in name or "scale" in name:
-      return jnp.full(leaf.shape, 8.0 if "scale" in name else 0.0)
-    return jnp.asarray(rng.normal(0, 8 * 0.02, leaf.shape), jnp.float32)
+      return np.full(leaf.shape, 8.0 if "scale" in name else 0.0, "f4")
+    return rng.normal(0, 8 * 0.02, leaf.shape).astype("f4")
 
-  return model, jax.tree_util.tree_map_with_path(draw, shapes)
+  return model, jax.tree_util.tree_map_with_path(draw, shapes_of(model))
 
 
 def stored_page_data(*args, **kwargs) -> dict:
@@ -104,7 +104,8 @@ class StoredDataTest(chex.TestCase):
     assert_close(decoded(self.data["oracle"]), exact, 1)
 
   def test_lens_ends_with_the_models_own_probabilities(self):
-    logits = np.asarray(self.model.apply(self.params, jnp.array([self.tokens]))[0])
+    apply = jax.jit(self.model.apply)
+    logits = np.asarray(apply(self.params, np.array([self.tokens]))[0])
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     lens = self.data["reading"]["lens"]
     # A logit's error is one of a logarithm of probabilities, none of which is above 1.
@@ -117,8 +118,10 @@ class StoredDataTest(chex.TestCase):
     inputs, targets = windows[:, :-1], windows[:, 1:]
     self.assertIn("170 validation windows", self.data["heads"]["measured_on"])
 
+    apply = jax.jit(self.model.apply)
+
     def loss(params):
-      logits = np.asarray(self.model.apply(params, jnp.asarray(inputs)), np.float64)
+      logits = np.asarray(apply(params, inputs), np.float64)
       chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
       return (np.log(np.exp(logits).sum(-1)) - chosen).mean()
 
@@ -127,9 +130,9 @@ class StoredDataTest(chex.TestCase):
       without = jax.tree.map(lambda leaf: leaf, self.params)
       output = without["params"][f"blocks_{layer}"]["attention"]["output"]
       rows = slice(4 * head, 4 * head + 4)
-      output["kernel"] = output["kernel"].replace_boxed(
-        output["kernel"].unbox().at[rows].set(0.0)
-      )
+      kernel = output["kernel"].unbox().copy()
+      kernel[rows] = 0
+      output["kernel"] = output["kernel"].replace_boxed(kernel)
       found = self.data["heads"]["ablation"][layer][head]
       whole = loss(self.params)
       roundings, difference = OVER_ALL_WINDOWS, loss(without) - whole
@@ -137,7 +140,8 @@ class StoredDataTest(chex.TestCase):
 
   def test_scores_are_of_the_same_windows(self):
     windows = np.stack([self.language.window("validation", i) for i in range(170)])
-    _, run = interpret.trace(self.model, self.params, jnp.asarray(windows[:, :-1]))
+    run = jax.jit(functools.partial(interpret.trace, self.model, taps=["weights"]))
+    _, run = run(self.params, windows[:, :-1])
     weights = np.asarray(run.weights)
     previous = np.diagonal(weights, -1, axis1=-2, axis2=-1).mean((-1, -2))
     first = weights[..., 1:, 0].mean((-1, -2))
@@ -155,10 +159,10 @@ class StoredDataTest(chex.TestCase):
     self.assertEqual(
       data["notes"][1:], ["The text has 91 tokens; the page shows the first 64."]
     )
-    whole = self.model.apply(self.params, jnp.array([tokens]))[0, 63]
+    whole = np.asarray(jax.jit(self.model.apply)(self.params, np.array([tokens])))
     order = data["reading"]["next"]["ids"][63]
     found = decoded(data["reading"]["next"]["logits"])[63]
-    assert_close(found, np.asarray(whole)[np.array(order)])
+    assert_close(found, whole[0, 63, order])
     self.assertIsNone(data["oracle"])
     self.assertIn("this text's 64 tokens", data["heads"]["measured_on"])
 
@@ -356,15 +360,16 @@ class LiveDataTest(chex.TestCase):
       GPT2(config, mlp=lambda config: FeedForward(config)),
       Own(config),
     ):
-      self.assertIn("parts of its own", live.why_stored(model))
+      self.assertIn("parts of its own", live.why_stored(model, self.params))
     with unmeasured():
       data = self.page_data(GPT2(config, head=Head))
     self.assertIsNone(data["steps"])
     self.assertIn("parts of its own", data["notes"][0])
     flash = GPT2(dataclasses.replace(config, attention="flash"))
-    self.assertIsNone(live.why_stored(flash))
+    self.assertIsNone(live.why_stored(flash, self.params))
     big = GPT2(GPT2Config.published("small"))
-    self.assertIn("would take 664 MB, and a page has room for 6", live.why_stored(big))
+    why = live.why_stored(big, shapes_of(big))
+    self.assertIn("would take 664 MB, and a page has room for 6", why)
 
   def test_bad_input(self):
     with self.assertRaisesRegex(InputError, "the prompt is empty"):

@@ -4,7 +4,6 @@ import functools
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret
 from tests.close import assert_close, ROUNDINGS
 from tests.interpret import by_hand
+from tests.params import random_params
 
 B, T, L, H, D, K = 2, 4, 3, 2, 8, 4
 TOKENS, OTHERS = np.random.default_rng(0).integers(0, 9, (2, B, T))
@@ -37,10 +37,8 @@ def model_and_params():
     layer_norm_epsilon=by_hand.EPSILON,
   )
   model = GPT2(config)
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
-  rng = np.random.default_rng(5)  # every head has something to tell every other
-  draw = lambda x: rng.normal(0, 1, x.shape).astype("f4")  # noqa: E731
-  return model, jax.tree.map(draw, shapes)
+  # of this seed every head has something to tell every other
+  return model, random_params(model, seed=5)
 
 
 @functools.cache

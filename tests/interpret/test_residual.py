@@ -11,20 +11,21 @@ from gpt2_flax import InputError, interpret
 from tests.close import assert_close
 from tests.interpret import test_logits
 
-traced, total, size = test_logits.traced, test_logits.total, test_logits.size
+jitted, traced = test_logits.jitted, test_logits.traced
+total, size = test_logits.total, test_logits.size
 
 
 class ResidualPartsTest(chex.TestCase):
   @parameterized.parameters(*test_logits.CONFIGS, "by_layer")
   def test_the_parts_sum_to_the_stream(self, name):
     model, params, _, _, trace = traced(name)
-    parts = interpret.residual_parts(model, params, trace)
+    parts = jitted(interpret.residual_parts, model)(params, trace)
     assert_close(total(parts), trace.residual_after[-1], scale=size(parts))
 
   def test_the_parts_of_a_layer_sum_to_what_it_adds(self):
     model, params, tokens, _, trace = traced("learned_untied")
-    parts = interpret.residual_parts(model, params, trace)
-    attended = parts.heads.sum(1) + parts.attention_bias
+    parts = jitted(interpret.residual_parts, model)(params, trace)
+    attended = np.asarray(parts.heads).sum(1) + parts.attention_bias
     assert_close(attended, trace.attention_output, scale=size([parts.heads]))
     chex.assert_trees_all_equal(parts.mlp, trace.mlp_output)
     table = params["params"]["token_embedding"]["embedding"]
@@ -35,15 +36,16 @@ class ResidualPartsTest(chex.TestCase):
   def test_without_feed_forward(self):
     model = test_logits.make_model(feed_forward=False)
     params, tokens = traced("plain")[1:3]
-    _, trace = interpret.trace(model, params, tokens)
-    parts = interpret.residual_parts(model, params, trace)
+    _, trace = jitted(interpret.trace, model)(params, tokens)
+    parts = jitted(interpret.residual_parts, model)(params, trace)
     self.assertIsNone(parts.mlp)
     assert_close(total(parts[:4]), trace.residual_after[-1], scale=size(parts[:4]))
 
   def test_a_trace_without_what_is_needed_is_refused(self):
     model, params, tokens, _, _ = traced("plain")
     taps = ["token_embeddings", "positions", "head_output"]
-    _, trace = interpret.trace(model, params, tokens, taps=taps)
+    run = functools.partial(interpret.trace, model, taps=taps)
+    _, trace = jax.eval_shape(run, params, tokens)
     with self.assertRaisesRegex(InputError, "no 'mlp_output': taps must include"):
       interpret.residual_parts(model, params, trace)
     with self.assertRaisesRegex(InputError, "no 'residual_before': taps must include"):

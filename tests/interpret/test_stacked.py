@@ -9,7 +9,8 @@ import pytest
 
 from gpt2_flax import interpret
 from gpt2_flax.layers.layer_stacking import stack_layers
-from tests.interpret.test_edits import make_model, random_params, TOKENS, VECTOR
+from tests.interpret.test_edits import make_model, TOKENS, VECTOR
+from tests.params import random_params
 
 BATCH = {"inputs": TOKENS[:, :-1], "targets": TOKENS[:, 1:]}
 
@@ -17,7 +18,7 @@ BATCH = {"inputs": TOKENS[:, :-1], "targets": TOKENS[:, 1:]}
 @functools.cache
 def both():
   apart, stacked = make_model(num_layers=3), make_model(num_layers=3, scan_layers=True)
-  params = random_params(apart)
+  params = random_params(apart, scale=0.5)
   return (apart, params), (stacked, stack_layers(params))
 
 

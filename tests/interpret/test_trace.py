@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from gpt2_flax import GPT2, GPT2Config, InputError, interpret, pretrained
 from gpt2_flax.generation import empty_cache
 from tests.close import assert_close, ROUNDINGS, sizes
+from tests.params import random_params, shapes_of
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 SIZES = dict(B=3, T=5, S=5, L=2, H=2, K=4, D=8, F=6, V=11)
@@ -30,17 +31,10 @@ def make_model(**changes):
   return GPT2(GPT2Config(**(sizes | dict(mlp_dim=6) | changes)))
 
 
-def random_params(model, seed=0):
-  """Drawn wide, biases and norms too, so that every part matters."""
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype("f4"), shapes)
-
-
 @functools.cache
 def traced(name="plain"):
   model = make_model(**CONFIGS[name])
-  params = random_params(model)
+  params = random_params(model, scale=0.5)
   return model, params, *interpret.trace(model, params, TOKENS)
 
 
@@ -151,7 +145,7 @@ class TraceTest(chex.TestCase):
 
   def test_params_may_carry_axis_names(self):
     model, params, logits, _ = traced()
-    boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+    boxed = shapes_of(model)
     boxed = jax.tree.unflatten(jax.tree.structure(boxed), jax.tree.leaves(params))
     self.assertNotEqual(jax.tree.structure(boxed), jax.tree.structure(params))
     chex.assert_trees_all_equal(
@@ -160,7 +154,7 @@ class TraceTest(chex.TestCase):
 
   def test_more_than_ten_layers_stay_in_order(self):
     model = make_model(num_layers=11, num_heads=1, feed_forward=False)
-    params = random_params(model)
+    params = random_params(model, scale=0.5)
     taps = ["residual_before", "residual_after"]
     run = jax.jit(functools.partial(interpret.trace, model, taps=taps))
     _, trace = run(params, TOKENS)
@@ -189,8 +183,8 @@ class TapsTest(chex.TestCase):
 
   def test_a_step_that_the_model_lacks_is_refused_only_if_asked_for(self):
     model = JustANorm(GPT2Config(num_layers=1, num_heads=1, embed_dim=4))
-    params = model.init(jax.random.key(0), jnp.ones((1, 1, 4)))
-    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    x = np.random.default_rng(1).normal(size=(2, 3, 4)).astype("f4")
+    params = random_params(model, x)
     out, trace = interpret.trace(model, params, x)
     chex.assert_trees_all_equal(trace.final_norm, out)
     self.assertLen(jax.tree.leaves(trace), 1)
@@ -299,7 +293,7 @@ class OtherModelsTest(chex.TestCase):
   )
   def test_traces_as_it_runs(self, **changes):
     model = make_model(**changes)
-    params = random_params(model)
+    params = random_params(model, scale=0.5)
     logits, trace = jax.jit(functools.partial(interpret.trace, model))(params, TOKENS)
     chex.assert_trees_all_equal(logits, jax.jit(model.apply)(params, TOKENS))
     t, where = np.arange(5), 1j * np.arange(5)
@@ -329,7 +323,7 @@ class OtherModelsTest(chex.TestCase):
 
   def test_attention_alone_has_no_feed_forward_to_look_at(self):
     model = make_model(feed_forward=False)
-    params = random_params(model)
+    params = random_params(model, scale=0.5)
     _, trace = jax.jit(functools.partial(interpret.trace, model))(params, TOKENS)
     self.assertIsNone(trace.mlp_output)
     after = trace.residual_before + trace.attention_output

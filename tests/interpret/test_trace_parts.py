@@ -19,6 +19,7 @@ from tests.interpret.test_edits import (
   unedited,
   VECTOR,
 )
+from tests.params import random_params, shapes_of
 
 X = np.random.default_rng(0).normal(size=(3, 5, 8)).astype("f4")
 
@@ -114,7 +115,7 @@ class LoudHead(SelfAttention):
 class OwnModuleTest(chex.TestCase):
   def test_layers_are_counted_as_they_are_called(self):
     module = Mine()
-    params = module.init(jax.random.key(0), X)
+    params = random_params(module, X)
     out, trace = interpret.trace(module, params, X)
     chex.assert_shape(trace.weights, (2, 2, 3, 5, 5))
     first = X + trace.attention_output[0]
@@ -125,7 +126,7 @@ class OwnModuleTest(chex.TestCase):
 
   def test_parts_of_several_shapes_do_not_stack(self):
     module = Mine(wide=6)
-    params = jax.eval_shape(module.init, jax.random.key(0), X)
+    params = shapes_of(module, X)
     with self.assertRaisesRegex(
       InputError, r"tap 'query' has several shapes, .*zebra.*\(2, 3, 5, 4\).*ant.*6"
     ):
@@ -143,14 +144,14 @@ class OwnModuleTest(chex.TestCase):
 
   def test_says_what_it_needs(self):
     module = nn.Dense(3)
-    params = module.init(jax.random.key(0), X)
+    params = random_params(module, X)
     with self.assertRaisesRegex(
       InputError, "Dense has nothing to trace: must be or hold one of .*SelfAttention"
     ):
       interpret.trace(module, params, X)
     with self.assertRaisesRegex(InputError, "tap 'mlp_output' hit nothing"):
       module = SelfAttention(head_dim=4)
-      params = module.init(jax.random.key(0), X)
+      params = random_params(module, X)
       interpret.trace(module, params, X, taps=["mlp_output"])
     with self.assertRaisesRegex(InputError, "edits need a GPT2: SelfAttention"):
       interpret.trace(module, params, X, [interpret.steer(VECTOR, True)])

@@ -1,5 +1,6 @@
 """Flash attention is the explicit one, in a single kernel where there is one."""
 
+import functools
 import re
 from unittest import mock
 
@@ -17,8 +18,10 @@ from gpt2_flax.layers.key_values import KeyValues
 from gpt2_flax.multihead_attention import MultiHeadAttention
 from gpt2_flax.self_attention import FlashSelfAttention, SelfAttention
 from tests.close import assert_close, ROUNDINGS, sizes, walk
+from tests.params import random_params, shapes_of
 
 B, T, H, K, D = 2, 6, 3, 4, 5
+INPUT = jax.ShapeDtypeStruct((B, T, D), "float32")
 DOCUMENTS = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
 MASKS = {
   "none": None,
@@ -29,13 +32,6 @@ MASKS = {
 
 def inputs():
   return np.random.default_rng(1).normal(size=(B, T, D)).astype("f4")
-
-
-def random_params(module):
-  """Large enough for a softmax far from uniform, and no bias zero."""
-  shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), inputs()))
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
 
 
 def both(**changes):
@@ -79,8 +75,10 @@ class EqualTest(chex.TestCase):
 
   def assert_equal(self, mask, encoding):
     explicit, flash = both(positional_encoding=encoding)
-    params = random_params(explicit)
-    chex.assert_trees_all_equal_shapes_and_dtypes(random_params(flash), params)
+    params = random_params(explicit, INPUT)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      nn.unbox(shapes_of(flash, INPUT)), params
+    )
     expected = out_and_gradients(explicit, params, MASKS[mask])
     found = out_and_gradients(flash, params, MASKS[mask])
     assert_close(found, expected, 2 * ROUNDINGS, scale=sizes(expected))
@@ -90,7 +88,7 @@ class EqualTest(chex.TestCase):
   )
   def test_whatever_the_head(self, **changes):
     explicit, flash = both(**changes)
-    params = random_params(explicit)
+    params = random_params(explicit, INPUT)
     expected = out_and_gradients(explicit, params, MASKS["padding"])
     found = out_and_gradients(flash, params, MASKS["padding"])
     assert_close(found, expected, 2 * ROUNDINGS, scale=sizes(expected))
@@ -99,7 +97,7 @@ class EqualTest(chex.TestCase):
   def test_bfloat16_is_as_near_float32_as_the_explicit_one(self, encoding):
     exact, _ = both(positional_encoding=encoding)
     explicit, flash = both(positional_encoding=encoding, dtype=jnp.bfloat16)
-    params = jax.tree.map(lambda leaf: 0.3 * leaf, random_params(exact))
+    params = jax.tree.map(lambda leaf: 0.3 * leaf, random_params(exact, INPUT))
     expected = out_and_gradients(exact, params)
     # An input's, then as in tests/close.py: projections, weights, mix, projection. The
     # gradient goes there and back.
@@ -112,21 +110,24 @@ class EqualTest(chex.TestCase):
 
   def test_with_a_cache(self):
     explicit, flash = both()
-    params, x = random_params(explicit), inputs()
-    cache = KeyValues(jnp.zeros((H, B, T, K)), jnp.zeros((H, B, T, K)))
+    params, x = random_params(explicit, INPUT), inputs()
+    cache = KeyValues(*np.zeros((2, H, B, T, K), "f4"))
+    attend, expected = (
+      jax.jit(functools.partial(module.apply, method="attend"))
+      for module in (flash, explicit)
+    )
     for start, end in (0, 4), (4, T):
       arguments = params, x[:, start:end], MASKS["padding"], cache, start
-      out, cache = flash.apply(*arguments, method="attend")
-      chex.assert_trees_all_equal(
-        (out, cache), explicit.apply(*arguments, method="attend")
-      )
+      out, cache = attend(*arguments)
+      chex.assert_trees_all_equal((out, cache), expected(*arguments))
 
   def test_one_head_alone(self):
-    params = random_params(SelfAttention(K))
-    assert_close(
-      FlashSelfAttention(K).apply(params, inputs(), slope=jnp.float32(0.3)),
-      SelfAttention(K).apply(params, inputs(), slope=jnp.float32(0.3)),
+    params = random_params(SelfAttention(K), INPUT)
+    found, expected = (
+      jax.jit(head(K).apply)(params, inputs(), slope=0.3)
+      for head in (FlashSelfAttention, SelfAttention)
     )
+    assert_close(found, expected)
 
 
 class RefusalTest(chex.TestCase):
@@ -135,7 +136,7 @@ class RefusalTest(chex.TestCase):
     with self.assertRaisesRegex(
       InputError, "dropout_rate is 0.1: must be 0 with flash"
     ):
-      flash.init(jax.random.key(0), inputs())
+      shapes_of(flash, INPUT)
 
 
 class KernelTest(chex.TestCase):
@@ -144,7 +145,7 @@ class KernelTest(chex.TestCase):
   def lowered(self, dtype=jnp.bfloat16, mask=None, capability="9.0", **changes):
     _, flash = both(num_heads=4, head_dim=16, dtype=dtype, **changes)
     x = jax.ShapeDtypeStruct((8, 32, 64), dtype)
-    params = nn.unbox(jax.eval_shape(flash.init, jax.random.key(0), x))
+    params = nn.unbox(shapes_of(flash, x))
 
     def loss(params, x):
       return flash.apply(params, x, mask).astype(jnp.float32).sum()

@@ -30,47 +30,48 @@ class WrittenTest(chex.TestCase):
   def test_those_slots_and_no_others(self, start):
     for axes in ((B,), (H, B), (H, 1), (1, 1)):
       cached, new = arrays(*axes)
-      assert_close(written(cached, new, jnp.array(start)), expected(cached, new, start))
+      found = jax.jit(written)(cached, new, start)
+      assert_close(found, expected(cached, new, start))
 
   def test_under_vmap(self):
     cached, new = arrays(H, B)
-    wanted, start = expected(cached, new, 3), jnp.array(3)
+    wanted = expected(cached, new, 3)
     one = jax.vmap(written, (0, 0, None))
-    assert_close(one(cached, new, start), wanted)
-    assert_close(jax.vmap(one, (0, 0, None))(cached, new, start), wanted)
-    assert_close(jax.vmap(written, (1, 1, None), 1)(cached, new, start), wanted)
+    two, turned = jax.vmap(one, (0, 0, None)), jax.vmap(written, (1, 1, None), 1)
+    for write in (one, two, turned):
+      assert_close(jax.jit(write)(cached, new, 3), wanted)
 
   def test_what_is_the_same_for_all(self):
     cached, new = arrays(H, B)
-    same_cache = jax.vmap(written, (None, 0, None))(cached[0], new, jnp.array(1))
-    same_new = jax.vmap(written, (0, None, None))(cached, new[0], jnp.array(1))
+    same_cache = jax.jit(jax.vmap(written, (None, 0, None)))(cached[0], new, 1)
+    same_new = jax.jit(jax.vmap(written, (0, None, None)))(cached, new[0], 1)
     for head in range(H):
       assert_close(same_cache[head], expected(cached[0], new[head], 1))
       assert_close(same_new[head], expected(cached[head], new[0], 1))
 
   def test_each_to_slots_of_its_own(self):
     cached, new = arrays(H, B)
-    found = jax.vmap(written)(cached, new, jnp.array([4, 0, 1]))
+    found = jax.jit(jax.vmap(written))(cached, new, np.array([4, 0, 1]))
     for head, start in enumerate((4, 0, 1)):
       assert_close(found[head], expected(cached[head], new[head], start))
 
   @parameterized.parameters(False, True)
   def test_gradients(self, batched):
     cached, new = arrays(H, B)
-    weight = jnp.asarray(
-      np.random.default_rng(0).normal(size=cached.shape), jnp.float32
-    )
+    weight = np.random.default_rng(0).normal(size=cached.shape).astype("f4")
     write = jax.vmap(written, (0, 0, None)) if batched else written
 
     def loss(cached, new):
       return (weight * write(cached, new, jnp.array(3)) ** 2).sum()
 
-    slopes = jax.grad(loss, (0, 1))(cached, new)
+    slopes = jax.jit(jax.grad(loss, (0, 1)))(cached, new)
+    _, forward = jax.jit(lambda *at: jax.jvp(loss, at, at))(cached, new)
+    of_cached, of_new = map(np.asarray, slopes)
     whole = 2 * weight * expected(cached, new, 3)
-    assert_close(slopes[1], whole[..., 3 : 3 + T, :])
-    assert_close(slopes[0], whole.at[..., 3 : 3 + T, :].set(0))
-    _, forward = jax.jvp(loss, (cached, new), (cached, new))
-    assert_close(forward, (slopes[0] * cached).sum() + (slopes[1] * new).sum())
+    assert_close(of_new, whole[..., 3 : 3 + T, :])
+    whole[..., 3 : 3 + T, :] = 0
+    assert_close(of_cached, whole)
+    assert_close(forward, (of_cached * cached).sum() + (of_new * new).sum())
 
   def test_a_cache_keeps_its_dtype(self):
     cached, new = arrays(B)

@@ -22,6 +22,7 @@ from gpt2_flax.training.optimizer import make_optimizer
 from gpt2_flax.training.step import abstract_state, TrainState
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS, sizes
+from tests.params import random_params
 
 B, T, L = 3, 6, 2
 CONFIG = GPT2Config(
@@ -37,13 +38,8 @@ def model(**changes) -> GPT2:
 
 
 @functools.cache
-def random_params():
-  """Of the plain model; no bias is zero, and no two layers are alike."""
-  shapes = nn.unbox(jax.eval_shape(model().init, jax.random.key(0), TOKENS))
-  rng = np.random.default_rng(2)
-  return jax.tree.map(
-    lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype), shapes
-  )
+def plain_params():
+  return random_params(model(), scale=0.4, seed=2)
 
 
 def loss(params, model, rngs=None):
@@ -54,7 +50,7 @@ def loss(params, model, rngs=None):
 @functools.cache
 def loss_logits_and_gradients(drops=False, **changes):
   """Of a changed model; the gradients as of the plain one."""
-  params = random_params()
+  params = plain_params()
   if changes.get("scan_layers"):
     params = stack_layers(params)
   # XLA compiles this generator in a quarter of the default one's time.
@@ -105,7 +101,7 @@ class EqualsThePlainLoopTest(chex.TestCase):
 
   @parameterized.parameters(False, True)
   def test_each_policy_keeps_less(self, scan_layers):
-    params = random_params()
+    params = plain_params()
     if scan_layers:
       params = stack_layers(params)
     none, scores, dots, full = (
@@ -141,7 +137,7 @@ class EqualsThePlainLoopTest(chex.TestCase):
 
 class ConversionTest(chex.TestCase):
   def test_layers_are_stacked_in_order(self):
-    params = random_params()
+    params = plain_params()
     stacked = stack_layers(params)
     names = {"blocks", "final_norm", "token_embedding"}
     self.assertEqual(set(stacked["params"]), names)
@@ -166,7 +162,7 @@ class ConversionTest(chex.TestCase):
     )
 
   def test_twice_is_once(self):
-    params = random_params()
+    params = plain_params()
     stacked = stack_layers(params)
     chex.assert_trees_all_equal(stack_layers(stacked), stacked)
     for same, leaf in zip(
@@ -219,7 +215,7 @@ class RefusedTest(chex.TestCase):
     stacked = model(scan_layers=True)
     cache = empty_cache(CONFIG, B, T)
     with self.assertRaisesRegex(InputError, "must be False with a cache"):
-      params = stack_layers(random_params())
+      params = stack_layers(plain_params())
       stacked.apply(params, TOKENS, cache=cache, method="extend")
 
   def test_plain_undoes_both(self):

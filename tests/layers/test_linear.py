@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt2_flax.layers.linear import linear
 from tests.close import assert_close
+from tests.params import random_params, shapes_of
 
 
 class LinearTest(chex.TestCase):
@@ -17,24 +18,23 @@ class LinearTest(chex.TestCase):
     leading = leading[0]
     x = np.random.default_rng(0).normal(size=(*leading, 5)).astype(np.float32)
     layer = linear(7, ("embed", "mlp"), nn.initializers.normal(1.0))
-    params = nn.meta.unbox(layer.init(jax.random.key(0), x))
-    kernel, bias = np.asarray(params["params"]["kernel"]), np.arange(7.0)
-    params["params"]["bias"] = jnp.asarray(bias)
-    y = layer.apply(params, x)
+    params = random_params(layer, x)
+    kernel, bias = params["params"]["kernel"], params["params"]["bias"]
+    y = jax.jit(layer.apply)(params, x)
     self.assertEqual(y.shape, (*leading, 7))
     assert_close(y, x.astype(np.float64) @ kernel + bias, 5 + 1)
 
   def test_parameters_name_their_axes(self):
     layer = linear(3, ("embed", "mlp"), nn.initializers.ones_init())
-    params = layer.init(jax.random.key(0), jnp.ones((1, 2)))["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), np.ones((1, 2), "f4"))["params"]
     self.assertEqual(params["kernel"].names, ("embed", "mlp"))
     self.assertEqual(params["bias"].names, ("mlp",))
-    chex.assert_trees_all_equal(params["kernel"].value, jnp.ones((2, 3)))
-    chex.assert_trees_all_equal(params["bias"].value, jnp.zeros(3))
+    chex.assert_trees_all_equal(params["kernel"].value, np.ones((2, 3), "f4"))
+    chex.assert_trees_all_equal(params["bias"].value, np.zeros(3, "f4"))
 
   def test_dtype_is_that_of_the_product(self):
     layer = linear(3, ("embed", "mlp"), nn.initializers.ones_init(), jnp.bfloat16)
-    x = jnp.ones((1, 2))
-    params = layer.init(jax.random.key(0), x)
-    self.assertEqual(layer.apply(params, x).dtype, jnp.bfloat16)
-    self.assertEqual(nn.meta.unbox(params)["params"]["kernel"].dtype, jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 2), "float32")
+    params = shapes_of(layer, x)
+    self.assertEqual(jax.eval_shape(layer.apply, params, x).dtype, jnp.bfloat16)
+    self.assertEqual(nn.unbox(params)["params"]["kernel"].dtype, jnp.float32)

@@ -2,7 +2,6 @@
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training.loss import summed_loss
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS, sizes
+from tests.params import random_params
 from tests.reference import reference_logits
 
 T, V = 12, 11
@@ -45,12 +45,7 @@ def make_model(**changes):
     )
     | changes
   )
-  model, rng = GPT2(config.plain), np.random.default_rng(1)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-  params = jax.tree.map(
-    lambda x: rng.normal(size=x.shape).astype("f4"), nn.unbox(shapes)
-  )
-  return GPT2(config), params
+  return GPT2(config), random_params(GPT2(config.plain), seed=1)
 
 
 class ApartTest(chex.TestCase):

@@ -23,6 +23,7 @@ from tests.lessons.stubs import (
   table,
   train_giving,
 )
+from tests.params import shapes_of
 
 
 class MeasureTest(chex.TestCase):
@@ -71,10 +72,8 @@ class MeasureTest(chex.TestCase):
     self.assertEqual(cache.formula(config, 1, 6), 2 * (64 + 128 + 48) + 28)
     self.assertEqual(cache.formula(config, 6, 6), 6 * 480 + 28)
     model = GPT2(config)
-    tokens = jnp.zeros((1, 6), int)
-    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
     with mock.patch.object(cache, "seconds", return_value=0.001):
-      costs = cache.next_token(model, params, 6)
+      costs = cache.next_token(model, shapes_of(model), 6)
     self.assertEqual(
       (costs["multiply-adds, no cache"], costs["with cache"]), (2908, 508)
     )

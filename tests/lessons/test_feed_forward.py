@@ -5,7 +5,6 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +26,7 @@ from tests.lessons.stubs import (
   table,
   train_giving,
 )
+from tests.params import random_params, shapes_of
 
 # Like the page's.
 GAPS = {WITH: 0.02, WITHOUT: 0.2, DEEPER: 0.07, WIDER: 0.15}
@@ -40,10 +40,7 @@ class ModelsTest(chex.TestCase):
     sizes = {}
     for kind, changes in feed_forward.kinds(num_layers).items():
       config, _ = experiment(data, feed_forward.CHANGES | changes)
-      init = GPT2(config.model).init
-      sizes[kind] = num_params(
-        jax.eval_shape(init, jax.random.key(0), np.zeros((1, 1), int))
-      )
+      sizes[kind] = num_params(shapes_of(GPT2(config.model)))
     self.assertBetween(sizes[DEEPER] / sizes[WITH], 1.0, 1.1)
     self.assertBetween(sizes[WIDER] / sizes[WITH], 1.0, 1.1)
     self.assertLess(sizes[WITHOUT], 0.5 * sizes[WITH])
@@ -53,11 +50,7 @@ class AblationTest(chex.TestCase):
   def test_one_layer_says_its_mean(self):
     model = GPT2(GPT2Config(11, 6, 2, 2, 8))
     tokens = np.array([[0, 3, 10, 3], [0, 1, 2, 7]])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-      lambda leaf: rng.normal(0.0, 0.5, leaf.shape).astype("f4"), nn.unbox(shapes)
-    )
+    params = random_params(model, scale=0.5)
     batch = {"inputs": tokens, "targets": np.array([[3, 10, 3, 1], [1, 2, 7, 5]])}
 
     def by_hand(model, without):

@@ -25,17 +25,17 @@ from tests.lessons.stubs import (
   table,
   train_giving,
 )
+from tests.params import shapes_of
 
 
 def random_params(model, seed=0):
   """Of the size of `init_params`, without compiling a program for it."""
-  shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1), int))
   rng = np.random.default_rng(seed)
 
   def leaf(like):  # biases and scales about 1
     return rng.normal(like.ndim == 1, 0.02, like.shape).astype("f4")
 
-  return jax.tree.map(leaf, nn.meta.unbox(shapes))
+  return jax.tree.map(leaf, nn.unbox(shapes_of(model)))
 
 
 @dataclasses.dataclass(frozen=True)

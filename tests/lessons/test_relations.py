@@ -6,7 +6,6 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +27,7 @@ from tests.lessons.stubs import (
   table,
   train_giving,
 )
+from tests.params import shapes_of
 
 
 class EitherTest(chex.TestCase):
@@ -90,9 +90,8 @@ class RelationsTest(chex.TestCase):
     for name, (data, num_heads) in relations.MODELS.items():
       changes = relations.CHANGES | {"model.num_heads": num_heads}
       config, dataset = experiment(data, changes)
-      token = jax.ShapeDtypeStruct((1, 1), int)
       model = GPT2(config.model)
-      sizes.add(num_params(jax.eval_shape(model.init, jax.random.key(0), token)))
+      sizes.add(num_params(shapes_of(model)))
       self.assertEqual((model.config.num_layers, model.config.feed_forward), (1, False))
       of[name] = num_heads, bool((dataset.f == dataset.g).all())
     self.assertLen(sizes, 1)

@@ -4,7 +4,6 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,17 +22,10 @@ from tests.lessons.stubs import (
   table,
   train_giving,
 )
+from tests.params import random_params
 
 CONFIG = GPT2Config(11, 6, 1, 2, 8)
 TOKENS = np.array([[0, 3, 10, 3]])
-
-
-def random_params(model):
-  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
-  rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype("f4"), nn.unbox(shapes)
-  )
 
 
 class KindsTest(chex.TestCase):
@@ -42,7 +34,7 @@ class KindsTest(chex.TestCase):
   def walk(self, kind):
     """The stream by the lesson, and by hand; and the model."""
     model = KINDS[kind](CONFIG)
-    params = random_params(model)
+    params = random_params(model, scale=0.3)
 
     def by_hand(model, tokens):
       x = model.embed(tokens, jnp.arange(tokens.shape[1])[None])
@@ -99,11 +91,11 @@ class MeasureTest(chex.TestCase):
   def test_contributions(self):
     """Of a model that nobody trained: they sum to what it says."""
     model = KINDS["as it is"](CONFIG)
-    params = random_params(model)
+    params = random_params(model, scale=0.3)
     batch = {"inputs": TOKENS, "targets": np.array([[3, 10, 3, 1]])}
     trained = Trained(model, params, 0.0, 0.0, [])
     parts, off = residual_stream.contributions(trained, batch)
-    logits = np.asarray(model.apply(params, TOKENS))
+    logits = np.asarray(jax.jit(model.apply)(params, TOKENS))
     right = np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
     expected = (right - logits.mean(-1)).mean()
     self.assertAlmostEqual(sum(parts.values()), expected, places=4)

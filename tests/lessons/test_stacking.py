@@ -4,7 +4,6 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import numpy as np
 
@@ -25,6 +24,7 @@ from tests.lessons.stubs import (
   train_giving,
   with_gap,
 )
+from tests.params import random_params
 from tests.reference import reference_logits
 
 # Like the page's.
@@ -37,11 +37,7 @@ class LensTest(chex.TestCase):
   def test_first_the_embeddings_alone_and_last_the_whole_model(self):
     model = GPT2(GPT2Config(11, 6, 1, 2, 8))
     tokens = np.array([[0, 3, 10, 3]])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-      lambda leaf: rng.normal(size=leaf.shape).astype("f4"), nn.unbox(shapes)
-    )
+    params = random_params(model)
 
     # a block whose last products are nothing adds nothing
     def at_rest(path, leaf):

@@ -4,7 +4,6 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-import jax
 import numpy as np
 
 from gpt2_flax.datasets import GrammarConfig
@@ -20,6 +19,7 @@ from tests.lessons.stubs import (
   table,
   train_giving,
 )
+from tests.params import shapes_of
 
 NUM_WORDS = sum(map(len, CLASSES.values()))
 WORDS = GrammarConfig().make(24).tokenizer
@@ -144,8 +144,6 @@ class UntiedTest(chex.TestCase):
   def test_has_a_second_table(self):
     shape = tied_embeddings.GPT2Config(11, 6, 1, 2, 8)
     for make, names in ((tied_embeddings.untied, 2), (tied_embeddings.GPT2, 1)):
-      params = jax.eval_shape(
-        make(shape).init, jax.random.key(0), np.zeros((1, 1), int)
-      )
-      found = [name for name in params["params"] if name.endswith("_embedding")]
+      params = shapes_of(make(shape))["params"]
+      found = [name for name in params if name.endswith("_embedding")]
       self.assertLen(found, names)

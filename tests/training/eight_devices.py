@@ -205,7 +205,7 @@ class CheckpointTest(chex.TestCase):
   def test_comes_back_on_another(self):
     self.come_back_on(TENSOR_ONLY)
 
-  @pytest.mark.slow  # WholeRunTest opens its run on one device
+  @pytest.mark.slow  # test_cpu.py opens a run of two on one device
   def test_comes_back_on_one_device(self):
     self.come_back_on(ONE)
 
@@ -307,7 +307,7 @@ class LossTest(chex.TestCase):
 
 
 class DeepTest(chex.TestCase):
-  @pytest.mark.slow  # WholeRunTest has all of it but the sizes
+  @pytest.mark.slow
   def test_scanned_and_computed_twice_under_muon(self):
     changes = dict(scan_layers=True, remat="dots")
     found = run((1, 4, 2), "muon", num_layers=2, **changes)
@@ -342,6 +342,7 @@ class TuningTest(chex.TestCase):
   def test_so_they_do_if_each_device_has_all(self):
     self.compare((8, 1, 1), dict(lora="*", lora_rank=4))
 
+  @pytest.mark.slow
   def test_a_part_learns_as_on_one_device(self):
     self.compare((8, 1, 1), dict(train="blocks_1/*"))
 
@@ -428,6 +429,7 @@ class TogetherTest(chex.TestCase):
 
 
 class WholeRunTest(chex.TestCase):
+  @pytest.mark.slow  # test_loop.py trains with scanned layers, test_cpu.py on a mesh
   def test_train_on_a_mesh_leaves_what_one_device_would(self):
     values = make_config(num_layers=2, scan_layers=True, remat="full")
     values.optimizer.name = "muon"

@@ -6,9 +6,7 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs import text as text_config
@@ -21,6 +19,7 @@ from gpt2_flax.training.evaluation import Evaluator, text_loss
 from gpt2_flax.training.experiment import parse
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close
+from tests.params import random_params
 from tests.reference import reference_logits
 
 
@@ -35,7 +34,7 @@ def make_evaluator(batch_size: int = 8, num_windows: int = 10, sample_tokens: in
   config.eval.sample_tokens = sample_tokens
   experiment, dataset = parse(config)
   model = GPT2(experiment.model)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  params = random_params(model)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return Evaluator(model, dataset, experiment, device), model, params, dataset
 
@@ -53,7 +52,7 @@ class EvaluatorTest(chex.TestCase):
   def test_loss_is_the_mean_over_all_targets(self, batch_size):
     evaluator, model, params, dataset = make_evaluator(batch_size)
     windows = np.stack([dataset.window("validation", i) for i in range(10)])
-    logits = np.asarray(model.apply(params, windows[:, :-1]), np.float64)
+    logits = np.asarray(jax.jit(model.apply)(params, windows[:, :-1]), np.float64)
     log_z = np.log(np.exp(logits).sum(-1))
     chosen = np.take_along_axis(logits, windows[:, 1:, None], axis=-1)[..., 0]
     values = evaluator.losses(params)
@@ -95,7 +94,7 @@ class EvaluatorTest(chex.TestCase):
     config.eval.sample_tokens = 2
     experiment, dataset = parse(config)
     model = GPT2(experiment.model)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    params = random_params(model)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     evaluator = Evaluator(model, dataset, experiment, device)
     first = int(dataset.window("validation", 0)[0])
@@ -163,8 +162,5 @@ class TextLossTest(chex.TestCase):
 
   def text(self, length):
     config = GPT2Config(11, 8, num_layers=1, num_heads=2, embed_dim=8)
-    rng = np.random.default_rng(0)
-    key, shape = jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
-    shapes = nn.unbox(jax.eval_shape(GPT2(config).init, key, shape))
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
-    return config, params, rng.integers(0, 11, length).astype(np.uint16)
+    tokens = np.random.default_rng(0).integers(0, 11, length).astype(np.uint16)
+    return config, random_params(GPT2(config)), tokens

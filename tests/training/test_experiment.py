@@ -7,8 +7,6 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
-import jax
-import jax.numpy as jnp
 
 from configs import finetune, gpt2, induction, markov, text, toy
 from gpt2_flax import datasets, pretrained
@@ -20,6 +18,7 @@ from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.resume import fingerprint
 from gpt2_flax.training.tuning import make_tuning
 from gpt2_flax.transformer import GPT2
+from tests.params import random_params
 
 SMALL = dict(num_layers=1, num_heads=2, embed_dim=8)
 
@@ -168,8 +167,7 @@ class InitFromTest(chex.TestCase):
     model = GPT2(
       GPT2Config.published("small", vocab_size=280, context_length=16, **SMALL)
     )
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    pretrained.save(self.source, model, params, tokenizer)
+    pretrained.save(self.source, model, random_params(model), tokenizer)
 
   def config(self):
     config = finetune.get_config()

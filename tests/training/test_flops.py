@@ -7,6 +7,7 @@ import jax
 
 from gpt2_flax import GPT2, GPT2Config
 from gpt2_flax.training import flops
+from tests.params import shapes_of
 
 SMALL = GPT2Config(
   vocab_size=11, context_length=6, num_layers=2, num_heads=2, embed_dim=8, mlp_dim=20
@@ -43,8 +44,8 @@ class FlopsTest(chex.TestCase):
   def test_is_that_of_the_models_matrix_products(self, **changes):
     model = GPT2(dataclasses.replace(SMALL, **changes))
     tokens = jax.ShapeDtypeStruct((1, 6), int)
-    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    forward = matrix_products(jax.make_jaxpr(model.apply)(params, tokens).jaxpr)
+    program = jax.make_jaxpr(model.apply)(shapes_of(model), tokens)
+    forward = matrix_products(program.jaxpr)
     self.assertEqual(flops.flops_per_token(model.config) * 6, 3 * forward)
 
   def test_peak_is_of_all_devices_or_unknown(self):

@@ -1,10 +1,12 @@
-"""The loop's report: reads one step behind, so that the device never waits for it."""
+"""Whole runs, with their layers stacked or apart."""
 
+import functools
 import json
 import pathlib
 import tempfile
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +17,8 @@ from gpt2_flax.training.experiment import parse
 from gpt2_flax.training.loss import summed_loss
 from gpt2_flax.training.source import load_run
 from tests.close import assert_close, ROUNDINGS
+
+STACKED = dict(scan_layers=True, remat="dots")
 
 
 class ScanLayersTest(chex.TestCase):
@@ -32,24 +36,32 @@ class ScanLayersTest(chex.TestCase):
     config.init_from = init_from
     config.train.update(num_steps=num_steps, batch_size=8, log_every_steps=1)
     config.optimizer.update(name="adamw", warmup_steps=2)
-    config.eval.update(num_windows=8, sample_tokens=0)
+    config.eval.update(num_windows=8, sample_tokens=2)
     experiment, self.dataset = parse(config)
     loop.train(experiment, self.dataset, self.folder / name)
     lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [r["train/loss"] for r in records if "train/loss" in r]
 
-  @pytest.mark.slow  # eight_devices.py trains with scanned layers, and opens without
+  def test_a_run_of_stacked_layers_is_one_of_layers_apart(self):
+    losses = self.train("apart", 3), self.train("stacked", 3, **STACKED)
+    assert_close(*losses, 3 * ROUNDINGS, dtype=np.float32)
+    both = [load_run(self.folder / name) for name in ("apart", "stacked")]
+    loss = jax.jit(functools.partial(summed_loss, both[0][0]))
+    batch = train_dataset(self.dataset, 8, seed=0)[0]
+    totals = [loss(params, batch)[0] for _, params, _ in both]
+    assert_close(*totals, 3 * ROUNDINGS, dtype=np.float32)
+
+  @pytest.mark.slow
   def test_a_run_goes_on_with_or_without(self):
-    stacked = dict(scan_layers=True, remat="dots")
-    there = self.train("there", 3), self.train("there", 6, **stacked)
-    back = self.train("back", 3, **stacked), self.train("back", 6)
+    there = self.train("there", 3), self.train("there", 6, **STACKED)
+    back = self.train("back", 3, **STACKED), self.train("back", 6)
     for losses, same in zip(there, back, strict=True):
       assert_close(losses, same, 3 * ROUNDINGS, dtype=np.float32)
     self.assertLen(there[1], 6)
     self.assertEqual(there[1][:3], there[0])
 
-    (loss,) = self.train("tuned", 1, str(self.folder / "back"), **stacked)
+    (loss,) = self.train("tuned", 1, str(self.folder / "back"), **STACKED)
     model, params, _ = load_run(self.folder / "back")
     batch = train_dataset(self.dataset, 8, seed=0)[0]
     total, count = summed_loss(model, params, batch)

@@ -16,6 +16,7 @@ from gpt2_flax.training import loss as loss_lib
 from gpt2_flax.training.loss import summed_cross_entropy, summed_loss
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS, sizes, walk
+from tests.params import random_params
 from tests.reference import reference_logits
 
 B, T, D, V = 3, 7, 8, 11
@@ -220,14 +221,10 @@ class SummedLossTest(chex.TestCase):
       embed_dim=D,
       tied_embeddings=tied,
     )
-    model, rng = GPT2(config), np.random.default_rng(0)
+    model = GPT2(config)
     targets = np.asarray(examples()[2])
     batch = {"inputs": np.maximum(targets, 0)[::-1], "targets": targets}
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch["inputs"]))
-    params, tangent = (
-      jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
-      for _ in range(2)
-    )
+    params, tangent = (random_params(model, seed=seed) for seed in range(2))
 
     def exact(along):
       moved = jax.tree.map(

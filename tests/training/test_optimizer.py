@@ -5,7 +5,6 @@ import functools
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from gpt2_flax.training import optimizer as optimizer_lib
 from gpt2_flax.training.config import OptimizerConfig, OPTIMIZERS
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close
+from tests.params import random_params, shapes_of
 
 CONFIG = OptimizerConfig(
   name="adamw",
@@ -37,10 +37,6 @@ MODEL = GPT2(
 )
 
 
-def init():
-  return MODEL.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-
-
 class OptimizerTest(chex.TestCase):
   def test_schedule_rises_then_falls_to_zero(self):
     schedule = optimizer_lib.learning_rate_schedule(CONFIG, 110)
@@ -50,9 +46,9 @@ class OptimizerTest(chex.TestCase):
     cosine = 0.05 * (1 + np.cos(np.pi * np.arange(101) / 100))
     assert_close(values[10:], cosine, 8, scale=0.05 * 4)
 
-  @parameterized.named_parameters(("boxed", init), ("plain", lambda: unboxed()))
+  @parameterized.named_parameters(("boxed", shapes_of), ("plain", random_params))
   def test_decay_reaches_every_matrix_and_nothing_else(self, make):
-    params = make()
+    params = make(MODEL)
     mask = jax.tree_util.tree_leaves_with_path(optimizer_lib.is_matrix(params))
     for path, decayed in mask:
       name = jax.tree_util.keystr(path)
@@ -61,11 +57,11 @@ class OptimizerTest(chex.TestCase):
 
   @parameterized.parameters(*OPTIMIZERS)
   def test_zero_gradients_only_decay_matrices(self, name):
-    params = jax.tree.map(jnp.ones_like, unboxed())
+    params = jax.tree.map(np.ones_like, random_params(MODEL))
     config = dataclasses.replace(CONFIG, name=name)
     rule = optimizer_lib.make_optimizer(config, lambda step: 0.1)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = rule.update(zeros, rule.init(params), params)
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(rule.update)(zeros, jax.jit(rule.init)(params), params)
 
     def expected(path, update):
       path = jax.tree_util.keystr(path)
@@ -118,10 +114,9 @@ class OptimizerTest(chex.TestCase):
         assert_close(found["params"][key], expected, roundings, dtype=np.float32)
 
   def test_adamw_first_step_from_the_formula(self):
-    params, key = unboxed(), jax.random.key(1)
-    grads = jax.tree.map(lambda p: np.asarray(jax.random.normal(key, p.shape)), params)
+    params, grads = (random_params(MODEL, seed=seed) for seed in range(2))
     rule = optimizer_lib.make_optimizer(CONFIG, lambda step: 0.1)
-    updates, _ = jax.jit(rule.update)(grads, rule.init(params), params)
+    updates, _ = jax.jit(rule.update)(grads, jax.jit(rule.init)(params), params)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
     kernel = params["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"]
     grad = grads["params"]["blocks_0"]["feed_forward"]["expand"]["kernel"] / norm
@@ -131,19 +126,15 @@ class OptimizerTest(chex.TestCase):
     assert_close(found, expected)
 
   def test_muon_orthogonalises_each_head_by_itself(self):
-    attention = unboxed()["params"]["blocks_0"]["attention"]
-    params = {"query": attention["heads"]["query"]}
-    key = jax.random.key(1)
-    grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+    params, grads = (
+      {"query": whole["params"]["blocks_0"]["attention"]["heads"]["query"]}
+      for whole in (random_params(MODEL, seed=seed) for seed in range(2))
+    )
     config = dataclasses.replace(CONFIG, name="muon", weight_decay=0.0)
     rule = optimizer_lib.make_optimizer(config, lambda step: 1.0)
-    updates, _ = jax.jit(rule.update)(grads, rule.init(params), params)
+    updates, _ = jax.jit(rule.update)(grads, jax.jit(rule.init)(params), params)
     heads = updates["query"]["kernel"]
     for head in heads:  # Newton-Schulz brings singular values near 1, not to it
       singular = np.linalg.svd(head, compute_uv=False)
       self.assertGreater(singular.min(), 0.5)
       self.assertLess(singular.max(), 1.3)
-
-
-def unboxed():
-  return nn.meta.unbox(init())

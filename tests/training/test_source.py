@@ -7,14 +7,13 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
-import jax
-import jax.numpy as jnp
 
 from configs import finetune
 from gpt2_flax import GPT2, GPT2Config, InputError, pretrained
 from gpt2_flax.tokenizer import BPETokenizer
 from gpt2_flax.training import loop, source
 from gpt2_flax.training.experiment import parse
+from tests.params import random_params
 
 BPE = BPETokenizer.train(["to be or not to be"], 270)
 BESIDE = {
@@ -35,10 +34,7 @@ def write_source(folder: pathlib.Path, vocab_size: int) -> None:
     positional_encoding="learned",
   )
   model = GPT2(config)
-  params = model.init(
-    jax.random.key(0, impl="unsafe_rbg"), jnp.zeros((1, 1), jnp.int32)
-  )
-  pretrained.save(folder, model, params)
+  pretrained.save(folder, model, random_params(model))
   BPE.save(str(folder / "tokenizer.json"))
   for name, said in BESIDE.items():
     (folder / name).write_text(json.dumps(said))

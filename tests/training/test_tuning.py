@@ -5,7 +5,6 @@ import functools
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from gpt2_flax.training.mesh import one_device_mesh
 from gpt2_flax.training.optimizer import make_optimizer
 from gpt2_flax.training.step import abstract_state, init_state, make_train_step
 from tests.close import assert_close, ROUNDINGS, sizes
+from tests.params import random_params
 from tests.training.test_step import batch
 
 CONFIG = GPT2Config(
@@ -44,7 +44,7 @@ def make(scanned=False, **values):
 
 @functools.cache
 def params():
-  return nn.unbox(PLAIN.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+  return random_params(PLAIN, scale=0.3)
 
 
 def moved(leaf):
@@ -214,7 +214,7 @@ class StepTest(chex.TestCase):
 class LayerDecayTest(chex.TestCase):
   def updates(self, tree):
     rule = tuning_lib.scale_by_layer(0.5, num_layers=2)
-    ones = jax.tree.map(jnp.ones_like, tree)
+    ones = jax.tree.map(np.ones_like, tree)
     return rule.update(ones, rule.init(tree), tree)[0]
 
   def assert_scaled(self, found):

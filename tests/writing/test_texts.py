@@ -22,6 +22,7 @@ from gpt2_flax.writing.texts import (
   join,
   stream_texts,
 )
+from tests.params import random_params
 
 GREEDY = Sampling(temperature=0)
 SAID = "one two\0three"
@@ -129,8 +130,7 @@ class CompleteTest(chex.TestCase):
     tokenizer = BPETokenizer.train(["to be or not to be"], 260)
     config = GPT2Config(vocab_size=260, num_layers=1, num_heads=1, embed_dim=2)
     model = GPT2(config)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "f4"), nn.unbox(params))
+    zeros = jax.tree.map(np.zeros_like, random_params(model))
     with tempfile.TemporaryDirectory() as scratch:
       folder = pathlib.Path(scratch) / "model"
       pretrained.save(folder, model, zeros, tokenizer)

@@ -80,7 +80,7 @@ def page_data(
     "most_tokens": most_tokens,
     "temperatures": TEMPERATURES,
   }
-  why = why_stored(model)
+  why = why_stored(model, params)
   if why is None:
     return common | _live(model, params, tokenizer, tokens, shown, dataset, history)
   num_tokens, num_layers, notes = caps(config, len(tokens))

@@ -56,7 +56,7 @@ def run_history(workdir: pathlib.Path, step: int | None = None) -> History:
   )
 
 
-def why_stored(model: GPT2) -> str | None:
+def why_stored(model: GPT2, params: Any) -> str | None:
   """Why the page cannot compute what this model does; None where it can."""
   own = "it has parts of its own, which the page cannot compute"
   if type(model) is not GPT2 or model.mlp is not FeedForward:
@@ -64,15 +64,11 @@ def why_stored(model: GPT2) -> str | None:
   head = model.head or HEADS[model.config.attention]
   if head not in (SelfAttention, FlashSelfAttention) or model.norm is not layer_norm:
     return own
-  num_values = num_params(jax.eval_shape(model.init, *_example()))
-  if num_values * BYTES_OF["f4"] > MAX_BYTES:
-    size, most = num_values * BYTES_OF["f4"] / 1e6, MAX_BYTES / 1e6
+  num_bytes = num_params(params) * BYTES_OF["f4"]
+  if num_bytes > MAX_BYTES:
+    size, most = num_bytes / 1e6, MAX_BYTES / 1e6
     return f"its weights would take {size:,.0f} MB, and a page has room for {most:.0f}"
   return None
-
-
-def _example() -> tuple[jax.Array, jax.ShapeDtypeStruct]:
-  return jax.random.key(0), jax.ShapeDtypeStruct((1, 1), "int32")
 
 
 def live_steps(
