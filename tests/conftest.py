@@ -20,7 +20,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory()
   os.environ["XDG_CACHE_HOME"] = _CACHE.name
 keep_compiled_programs()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # for other workers
 collect_seldom()
 
 
@@ -29,7 +28,7 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path.stem not in ("test_sharding", "test_processes"))
 
 
-MOST_MEMORY = 1 << 30  # of a worker, in bytes
+MOST_MEMORY = 2 << 30  # of a worker, in bytes
 
 
 def pytest_runtest_teardown(item, nextitem):

@@ -102,6 +102,7 @@ class ExamplesTest(chex.TestCase):
   def test_each_block_compiles_and_knows_its_names(self, page):
     snippets.check(PYTHON.findall(PAGES[page].read_text("utf-8")))
 
+  @pytest.mark.slow  # so it is here
   def test_readme(self):
     made, printed = self.read("README.md")
     self.assertEqual(made["waves"].shape, (10, 64))

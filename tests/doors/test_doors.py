@@ -57,9 +57,8 @@ class DoorsTest(chex.TestCase):
 
   def test_same_seed_same_text(self):
     flags = ("--prompt=Der Bär", "--num_tokens=40", "--top_k=20", "--min_p=0.01")
-    again = forked.finish(forked.unforked("sample.py", self.run_flag, *flags))
-    one, other = (
-      call("sample.py", self.run_flag, *flags, f"--seed={seed}") for seed in (0, 2)
+    one, again, other = (
+      call("sample.py", self.run_flag, *flags, f"--seed={seed}") for seed in (1, 1, 2)
     )
     self.assertEqual(one.returncode, 0, one.stderr)
     self.assertStartsWith(one.stdout, "Der Bär")
@@ -68,7 +67,7 @@ class DoorsTest(chex.TestCase):
     self.assertRegex(one.stderr, r"^40 tokens in .* tokens/s\n$")
 
   @parameterized.parameters("evaluate", "export", "explain", "sample", "sweep", "train")
-  @pytest.mark.slow  # above one does, and CI runs train.py
+  @pytest.mark.slow  # CI runs train.py
   def test_each_starts_by_itself(self, door):
     flags = {
       "export": (self.run_flag, f"--output={self.folder / 'by_itself'}"),

@@ -48,6 +48,44 @@ class SweepTest(chex.TestCase):
     self.folder = pathlib.Path(temporary) / "sweep"
 
 
+ENDED = """
+import signal, sys
+from gpt2_flax.doors import command_line, sweep as door
+from gpt2_flax.training import sweep
+
+def run_sweep(members, folder, together):
+  folder.mkdir()
+  rows = [
+    {"member": m.name, "over": dict(m.over), "val/loss": 1.0 + 2 * i, "val/gap": 0.5}
+    for i, m in enumerate(members)
+  ]
+  return rows, signal.SIGTERM if together == 3 else None
+
+sweep.run_sweep = run_sweep
+command_line.run(door.main)
+"""
+
+
+class EndTest(SweepTest):
+  @parameterized.parameters(2, 3)
+  def test_leaves_a_table_and_a_picture_also_when_it_is_stopped(self, together):
+    flags = "--over=train.seed=0:2", f"--together={together}"
+    workdir = f"--workdir={self.folder}"
+    ended = forked.finish(forked.start("-c", ENDED, *TINY, *flags, workdir))
+    self.assertEqual(complaints(ended), [])
+    table = (self.folder / "summary.md").read_text()
+    self.assertIn("| 2     | 2.0000 ± 1.0000 | 0.5000 ± 0.0000 |", table)
+    self.assertStartsWith(ended.stdout, f"\n{table}")
+    self.assertEqual((self.folder / "sweep.png").read_bytes()[1:4], b"PNG")
+    if together == 3:
+      said = "stopped by SIGTERM; the same command goes on from there\n"
+      self.assertEqual(ended.returncode, 128 + 15)
+    else:
+      said = "summary.md, sweep.png, rows.jsonl, and a folder a run\n"
+      self.assertEqual(ended.returncode, 0)
+    self.assertEndsWith(ended.stdout, said)
+
+
 class InterruptedTest(SweepTest):
   def go(self, *flags):
     done = sweep(*TINY, *flags, f"--workdir={self.folder}")
@@ -60,6 +98,7 @@ class InterruptedTest(SweepTest):
     process.send_signal(number)
     return forked.finish(process)
 
+  @pytest.mark.slow  # training/test_sweep.py stops it at any member
   def test_asked_to_stop_it_goes_on(self):
     seldom = [f"--config.{what}.every_steps=50" for what in ("checkpoint", "eval")]
     flags = "--over=train.seed=0:2", *seldom

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import signal
 import tempfile
 
 from absl.testing import parameterized
@@ -122,6 +123,22 @@ class MemoryTest(TrainTest):
       saves = "--xla_cpu_enable_concurrency_optimized_scheduler=false" in set_to
       self.assertEqual(saves, remat != "none", set_to)
       self.assertIn(given, set_to)
+
+
+ACTION_WHEN_TRAINED = """
+import signal, sys
+from gpt2_flax.doors import command_line, train
+from gpt2_flax.training import loop
+loop.train = lambda *_: sys.exit(str(signal.getsignal(signal.SIGTERM)))
+command_line.run(train.main)
+"""
+
+
+class SignalTest(TrainTest):
+  def test_before_the_first_step_ends_it_even_while_it_compiles(self):
+    workdir = f"--workdir={self.workdir}"
+    ended = forked.finish(forked.start("-c", ACTION_WHEN_TRAINED, workdir))
+    self.assertEqual(ended.stderr, f"{signal.SIG_DFL}\n")
 
 
 class BadInputTest(TrainTest):

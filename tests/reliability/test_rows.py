@@ -14,10 +14,11 @@ SEED = 0
 # The others start many processes, or wait. What they guard, these tests see at once:
 # 1 tests/doors/test_train.py and row 10; 2 datasets/test_pipeline.py;
 # 3 training/test_checkpoints.py and row 7; 9 that file and training/test_resume.py;
+# 4 doors/test_train.py and training/test_signals.py;
 # 6 files/test_atomic.py, training/test_metrics.py and row 7;
 # 8 training/eight_devices.py; 11 training/test_watch.py; 12 training/test_workdir.py;
 # 13 test_tokenizers.py, test_hub_folder.py, interpret/test_page_in_browser.py, ...
-QUICK = (4, 5, 7, 10)
+QUICK = (5, 7, 10)
 
 
 def named(numbers):

@@ -387,6 +387,7 @@ class TuningTest(chex.TestCase):
 
 
 class EvaluationTest(chex.TestCase):
+  @pytest.mark.slow  # test_cpu.py evaluates on four
   def test_losses_and_texts_are_those_of_one_device(self):
     self.evaluate_on(EVERY_AXIS)
 

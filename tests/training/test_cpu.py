@@ -7,6 +7,7 @@ import tempfile
 
 import chex
 import numpy as np
+import pytest
 
 from gpt2_flax.training import cpu
 from gpt2_flax.training.source import load_run
@@ -71,6 +72,9 @@ class SetUpTest(chex.TestCase):
     self.assertEqual(found, (4, "10", {cpu.PATIENCE, cpu.MEMORY_FIRST}))
 
 
+FOUR_DEVICES = "--config.mesh.data=4"
+
+
 class TrainTest(chex.TestCase):
   def setUp(self):
     super().setUp()
@@ -92,18 +96,20 @@ class TrainTest(chex.TestCase):
   def values(self, name, key):
     return np.array([r[key] for r in records(self.folder / name) if key in r])
 
-  def test_they_share_the_batch_and_go_on_with_the_same_bits(self):
-    four = "--config.mesh.data=4"
-    said = self.train("whole", four)
-    self.assertIn("4 device(s) of 1 process(es); starts at step 0 of 8", said)
+  @pytest.mark.slow  # eight_devices.py compares meshes with one device
+  def test_they_share_the_batch(self):
+    self.assertIn("4 device(s) of 1", self.train("four", FOUR_DEVICES))
     self.assertIn("1 device(s) of 1", self.train("one"))
     for key in ("train/loss", "val/loss"):
-      found, expected = (self.values(name, key) for name in ("whole", "one"))
+      found, expected = (self.values(name, key) for name in ("four", "one"))
       assert_close(found, expected, 3 * ROUNDINGS, dtype=np.float32)
 
+  def test_they_go_on_with_the_same_bits(self):
+    said = self.train("whole", FOUR_DEVICES)
+    self.assertIn("4 device(s) of 1 process(es); starts at step 0 of 8", said)
     shutil.copytree(self.folder / "whole", self.folder / "parts")
     shutil.rmtree(self.folder / "parts" / "checkpoints" / "8")
-    self.assertIn("goes on from step 4 of 8", self.train("parts", four))
+    self.assertIn("goes on from step 4 of 8", self.train("parts", FOUR_DEVICES))
     (_, found, _), (_, expected, _) = (
       load_run(self.folder / name) for name in ("parts", "whole")
     )

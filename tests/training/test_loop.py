@@ -28,7 +28,7 @@ class ScanLayersTest(chex.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
-  def train(self, name: str, num_steps: int, init_from: str = "", **model):
+  def train(self, name: str, num_steps: int, init_from="", writes=0, **model):
     """The losses of all steps until now, which are num_steps."""
     config = toy.get_config()
     small = dict(num_layers=2, num_heads=2, embed_dim=8, context_length=6)
@@ -36,7 +36,7 @@ class ScanLayersTest(chex.TestCase):
     config.init_from = init_from
     config.train.update(num_steps=num_steps, batch_size=8, log_every_steps=1)
     config.optimizer.update(name="adamw", warmup_steps=2)
-    config.eval.update(num_windows=8, sample_tokens=2)
+    config.eval.update(num_windows=8, sample_tokens=writes)
     experiment, self.dataset = parse(config)
     loop.train(experiment, self.dataset, self.folder / name)
     lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
@@ -44,7 +44,7 @@ class ScanLayersTest(chex.TestCase):
     return [r["train/loss"] for r in records if "train/loss" in r]
 
   def test_a_run_of_stacked_layers_is_one_of_layers_apart(self):
-    losses = self.train("apart", 3), self.train("stacked", 3, **STACKED)
+    losses = self.train("apart", 3), self.train("stacked", 3, writes=2, **STACKED)
     assert_close(*losses, 3 * ROUNDINGS, dtype=np.float32)
     both = [load_run(self.folder / name) for name in ("apart", "stacked")]
     loss = jax.jit(functools.partial(summed_loss, both[0][0]))
