@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path.stem not in ("test_sharding", "test_processes"))
 
 
-MOST_MEMORY = 2 << 30  # of a worker, in bytes
+MOST_MEMORY = 1 << 30  # of a worker, in bytes
 
 
 def pytest_runtest_teardown(item, nextitem):

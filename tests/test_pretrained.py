@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 import re
@@ -83,6 +84,14 @@ BAD_WEIGHTS = {
 }
 
 
+def logits_and_loss(model, params, tokens):
+  logits = model.apply(params, tokens)
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits[:, :-1], tokens[:, 1:]
+  )
+  return logits, losses.mean()
+
+
 class PretrainedTest(chex.TestCase):
   def setUp(self):
     super().setUp()
@@ -95,20 +104,24 @@ class PretrainedTest(chex.TestCase):
   def test_equals_pytorch(self, name):
     expected = load_file(GOLDEN / name / "expected.safetensors")
     model, params = pretrained.load(GOLDEN / name)
-
-    @jax.jit
-    def evaluate(params):
-      def loss(params):
-        logits = model.apply(params, expected["tokens"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-          logits[:, :-1], expected["tokens"][:, 1:]
-        )
-        return losses.mean(), logits
-
-      return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (loss, logits), gradients = evaluate(params)
+    logits, loss = jax.jit(functools.partial(logits_and_loss, model))(
+      params, expected["tokens"]
+    )
     assert_close((logits, loss), (expected["logits"], expected["loss"]))
+
+  def test_gradients_are_pytorchs(self):
+    self.assert_gradients("by_layer")
+
+  @parameterized.parameters(*(name for name in SHAPES if name != "by_layer"))
+  @pytest.mark.slow
+  def test_so_are_those_of_other_shapes(self, name):
+    self.assert_gradients(name)
+
+  def assert_gradients(self, name):
+    tokens = load_file(GOLDEN / name / "expected.safetensors")["tokens"]
+    model, params = pretrained.load(GOLDEN / name)
+    loss = lambda params: logits_and_loss(model, params, tokens)[1]  # noqa: E731
+    gradients = jax.jit(jax.grad(loss))(params)
     # PyTorch's gradients, under the names of the weights, are read as weights are.
     folder = self.scratch / "gradients"
     folder.mkdir()

@@ -307,6 +307,7 @@ class ParametersTest(chex.TestCase):
     guessing = math.log(TOY.vocab_size)
     self.assertBetween(initial_loss(random_key(0)), 0.99 * guessing, 1.01 * guessing)
 
+  @pytest.mark.slow  # training/test_step.py learns one
   def test_one_batch_can_be_learned_by_heart(self):
     model = tiny(embed_dim=16, num_layers=1)
     rng = np.random.default_rng(2)

@@ -9,6 +9,7 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
+import pytest
 
 from gpt2_flax.training import default_config
 from tests import forked
@@ -71,9 +72,11 @@ class MainJobTest(TrainTest):
     self.assertEqual(other.returncode, 2)
     self.assertIn("config.model.num_heads was 2, is now 4", other.stderr)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
-    self.damage_and_go_on(*flags)
 
-  def damage_and_go_on(self, *flags):
+  @pytest.mark.slow  # reliability/test_rows.py damages each file
+  def test_goes_on_from_the_checkpoint_before_a_damaged_one(self):
+    flags = ("--config.checkpoint.every_steps=50",)
+    train_to_the_end(self.workdir, *flags)
     expected = digest(self.workdir)
     for file in (self.workdir / "checkpoints" / "100" / "state").rglob("*"):
       if file.is_file():

@@ -126,6 +126,7 @@ class HeadsTest(chex.TestCase):
     out = jax.eval_shape(attention.apply, shapes_of(attention, x), x)
     chex.assert_shape(out, (B, T, D))
 
+  @pytest.mark.slow  # doors/test_own_parts.py trains one and opens it
   def test_trains_and_opens_again(self):
     self.train_and_open("normed")  # has parameters of its own
 

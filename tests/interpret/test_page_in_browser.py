@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gpt2_flax import interpret
 from gpt2_flax.datasets import CONFIGS
@@ -234,6 +235,7 @@ class PageInBrowser:
     assert_shown(float(share.strip("<%")) / 100, expected)
 
 
+@pytest.mark.slow  # test_page.py has its data, and LivePageTest how they are shown
 class StoredPageTest(PageInBrowser, chex.TestCase):
   """The page of a model that is too big for it."""
 

@@ -190,11 +190,11 @@ class PathPatchingTest(chex.TestCase):
       changes[sender, head] = changed_by(replace)
     return changes
 
-  @parameterized.parameters(("query", False), ("key", True), ("value", False))
+  @parameterized.parameters(("query", False), ("key", True))
   def test_by_hand(self, to, through_mlps):
     self.assert_is_by_hand(to, through_mlps)
 
-  @parameterized.parameters(("query", True), ("key", False), ("value", True))
+  @parameterized.product(to=("query", "key", "value"), through_mlps=(False, True))
   @pytest.mark.slow
   def test_so_it_is_the_other_way(self, to, through_mlps):
     self.assert_is_by_hand(to, through_mlps)

@@ -83,6 +83,7 @@ class EqualsThePlainLoopTest(chex.TestCase):
     found = loss_logits_and_gradients(scan_layers=scan_layers, remat=remat)
     assert_close(found, expected, 2 * ROUNDINGS, scale=sizes(expected))
 
+  @pytest.mark.slow
   def test_what_is_computed_twice_drops_the_same(self):
     self.assert_drops_the_same(True, "dots")
     self.assert_drops_the_same(True, "scores")

@@ -104,9 +104,13 @@ class TrainTest(chex.TestCase):
       found, expected = (self.values(name, key) for name in ("four", "one"))
       assert_close(found, expected, 3 * ROUNDINGS, dtype=np.float32)
 
-  def test_they_go_on_with_the_same_bits(self):
+  def test_it_gets_as_many_as_it_asks_for(self):
     said = self.train("whole", FOUR_DEVICES)
     self.assertIn("4 device(s) of 1 process(es); starts at step 0 of 8", said)
+
+  @pytest.mark.slow
+  def test_they_go_on_with_the_same_bits(self):
+    self.train("whole", FOUR_DEVICES)
     shutil.copytree(self.folder / "whole", self.folder / "parts")
     shutil.rmtree(self.folder / "parts" / "checkpoints" / "8")
     self.assertIn("goes on from step 4 of 8", self.train("parts", FOUR_DEVICES))

@@ -144,6 +144,7 @@ class SweepTest(chex.TestCase):
 
   # ---- Going on ----------------------------------------------------------------------
 
+  @pytest.mark.slow
   def test_together_it_goes_on_from_any_moment(self):
     def happening(what, where, name, time):
       """Calls `what` before so manieth a call does anything."""

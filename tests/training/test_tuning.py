@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from gpt2_flax import GPT2, GPT2Config
 from gpt2_flax.errors import InputError
@@ -142,12 +143,15 @@ def optimizer(name):
 
 
 class StepTest(chex.TestCase):
-  @parameterized.parameters(
-    ("adamw", dict(train=TOP)),
-    ("lion", dict(lora=SOME)),
-    ("muon", dict(lora=SOME)),
-  )
+  @parameterized.parameters(("adamw", dict(train=TOP)), ("muon", dict(lora=SOME)))
   def test_what_is_frozen_keeps_its_bits_and_the_rest_learns(self, name, values):
+    self.assert_keeps_its_bits(name, values)
+
+  @pytest.mark.slow
+  def test_so_it_does_under_another_optimizer(self):
+    self.assert_keeps_its_bits("lion", dict(lora=SOME))
+
+  def assert_keeps_its_bits(self, name, values):
     tuning = make(**values)
     (learns, frozen), state, _ = stepped(tuning, optimizer(name))
     chex.assert_trees_all_equal(state.frozen, frozen)
@@ -158,8 +162,14 @@ class StepTest(chex.TestCase):
     if isinstance(tuning, tuning_lib.Chosen):
       self.assertEqual(after.keys(), tuning.names)
 
-  @parameterized.parameters((TOP, False), (SOME, True))
-  def test_what_learns_does_so_as_if_nothing_were_frozen(self, train, scanned):
+  def test_what_learns_does_so_as_if_nothing_were_frozen(self):
+    self.assert_learns_as_if_nothing_were_frozen(SOME, True)
+
+  @pytest.mark.slow
+  def test_so_it_does_where_layers_are_apart(self):
+    self.assert_learns_as_if_nothing_were_frozen(TOP, False)
+
+  def assert_learns_as_if_nothing_were_frozen(self, train, scanned):
     tuning = make(scanned, train=train)
     _, found, _ = stepped(tuning, SGD, scanned)
     _, expected, _ = stepped(tuning_lib.EVERYTHING, SGD)
@@ -167,8 +177,14 @@ class StepTest(chex.TestCase):
     learned, scale = ({name: flat[name] for name in tuning.names} for flat in whole)
     assert_close(by_name(found.params), learned, 2 * ROUNDINGS, scale=scale)
 
-  @parameterized.parameters(False, True)
-  def test_adapters_take_their_share_of_the_kernels_gradient(self, scanned):
+  def test_adapters_take_their_share_of_the_kernels_gradient(self):
+    self.assert_share_of_the_gradient(True)
+
+  @pytest.mark.slow
+  def test_so_they_do_where_layers_are_apart(self):
+    self.assert_share_of_the_gradient(False)
+
+  def assert_share_of_the_gradient(self, scanned):
     values = dict(lora=SOME, lora_rank=3, lora_alpha=6.0)
     (adapters, frozen), after, metrics = stepped(make(scanned, **values), SGD, scanned)
 
