@@ -124,7 +124,6 @@ class OwnPartsTest(chex.TestCase):
       "model.attention is BackwardsHead: must be SelfAttention or", exported.stderr
     )
 
-  @pytest.mark.slow  # training/test_own_training.py opens some
   def test_any_step_that_is_kept_opens(self):
     texts = {}
     for step in (0, 6):

@@ -6,7 +6,6 @@ import tempfile
 
 from absl.testing import parameterized
 import chex
-import pytest
 
 from gpt2_flax import InputError, pretrained
 from gpt2_flax.doors.prompts import read_prompts
@@ -75,7 +74,6 @@ class SampleTest(chex.TestCase):
       expected = [x | answer for x, answer in zip(objects, found, strict=True)]
       self.assertEqual(again, expected)
 
-  @pytest.mark.slow  # writing/test_texts.py draws several
   def test_several_samples_of_each_prompt(self):
     """Of one that is there twice, too: each batch draws anew."""
     lines = self.file("two.txt", "abc\nabc\n")

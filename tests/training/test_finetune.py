@@ -88,7 +88,6 @@ class LoraRunTest(chex.TestCase):
     train(workdir, self.base, lora=SOME, lora_rank=3)
     self.assert_same(workdir)
 
-  @pytest.mark.slow
   def test_killed_before_its_first_checkpoint_it_begins_anew(self):
     workdir = self.copy()
     for name in ("2", "4", "history"):

@@ -58,6 +58,22 @@ def without_key_bias(params):
   ]
 
 
+def happening(what, where, name, time):
+  """Calls `what` before so manieth a call does anything."""
+  whole, calls = getattr(where, name), []
+
+  def once(*args, **named):
+    calls.append(args)
+    if len(calls) == time:
+      what()
+    return whole(*args, **named)
+
+  return mock.patch.object(where, name, once)
+
+
+ASKED = functools.partial(signal.raise_signal, signal.SIGINT)
+
+
 class SweepTest(chex.TestCase):
   """The same members in turn and together, for all tests to look at."""
 
@@ -144,20 +160,18 @@ class SweepTest(chex.TestCase):
 
   # ---- Going on ----------------------------------------------------------------------
 
+  def test_together_it_stops_after_the_step_it_is_in_and_goes_on(self):
+    # three steps of all, then of two: this is in the fifth
+    with happening(ASKED, run.Run, "next_batch", 3 * 3 + 2 + 1):
+      self.assertEqual(go(THREE, self.folder)[1], signal.SIGINT)
+    self.assertEqual(list(rows(self.folder)), [DIVERGING.name])
+    for each in GOOD:
+      self.assertEqual(checkpoint_steps(self.folder / each.name), [SAVE_EVERY, 5])
+    go(THREE, self.folder)
+    self.assert_same_bits(self.folder, self.together)
+
   @pytest.mark.slow
   def test_together_it_goes_on_from_any_moment(self):
-    def happening(what, where, name, time):
-      """Calls `what` before so manieth a call does anything."""
-      whole, calls = getattr(where, name), []
-
-      def once(*args, **named):
-        calls.append(args)
-        if len(calls) == time:
-          what()
-        return whole(*args, **named)
-
-      return mock.patch.object(where, name, once)
-
     # the last is one checkpoint behind
     failing = mock.Mock(side_effect=RunError("no space left"))
     with happening(failing, Checkpoints, "save", 4), self.assertRaises(RunError):
@@ -166,8 +180,7 @@ class SweepTest(chex.TestCase):
     self.assertEqual(checkpoint_steps(self.folder / OTHER.name), [SAVE_EVERY])
     self.assertEqual(checkpoint_steps(self.folder / ONE.name)[-1], 2 * SAVE_EVERY)
     # two are left: this is in their second step, which they finish
-    asked = functools.partial(signal.raise_signal, signal.SIGINT)
-    with happening(asked, run.Run, "next_batch", 3):
+    with happening(ASKED, run.Run, "next_batch", 3):
       self.assertEqual(go(THREE, self.folder)[1], signal.SIGINT)
     self.assertEqual(list(rows(self.folder)), [DIVERGING.name])
     for each in GOOD:

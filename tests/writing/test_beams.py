@@ -18,8 +18,9 @@ from gpt2_flax.writing.beams import beam_search
 from tests.close import assert_close, ROUNDINGS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+DAILY = ("plain", "by_layer")
 SHAPES = [
-  name if name == "by_layer" else pytest.param(name, marks=pytest.mark.slow)
+  name if name in DAILY else pytest.param(name, marks=pytest.mark.slow)
   for name in ("plain", "wide", "untied", "by_layer", "unscaled", "sharded", "old")
 ]
 BANS = dict(repetition_penalty=1.3, no_repeat_ngram_size=2)  # as in make_writing.py
