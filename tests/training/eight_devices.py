@@ -331,6 +331,7 @@ class MuonTest(chex.TestCase):
     assert_close(compiled(kernels), expected, 5 * 3 * 10 * 8)
 
 
+@pytest.mark.slow
 class TuningTest(chex.TestCase):
   """What learns is on every device, what is frozen is shared out."""
 
@@ -338,15 +339,12 @@ class TuningTest(chex.TestCase):
     values = dict(lora="*/query/kernel,*/contract/kernel", lora_rank=4)
     self.compare((2, 2, 2), values, scan_layers=True)
 
-  @pytest.mark.slow
   def test_so_they_do_if_each_device_has_all(self):
     self.compare((8, 1, 1), dict(lora="*", lora_rank=4))
 
-  @pytest.mark.slow
   def test_a_part_learns_as_on_one_device(self):
     self.compare((8, 1, 1), dict(train="blocks_1/*"))
 
-  @pytest.mark.slow
   def test_so_it_does_if_all_is_shared(self):
     self.compare((2, 2, 2), dict(train="blocks_1/*,final_norm/*"))
 

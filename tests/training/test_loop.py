@@ -43,14 +43,13 @@ class ScanLayersTest(chex.TestCase):
     records = [json.loads(line) for line in lines]
     return [r["train/loss"] for r in records if "train/loss" in r]
 
-  def test_a_run_of_stacked_layers_is_one_of_layers_apart(self):
-    losses = self.train("apart", 3), self.train("stacked", 3, writes=2, **STACKED)
-    assert_close(*losses, 3 * ROUNDINGS, dtype=np.float32)
-    both = [load_run(self.folder / name) for name in ("apart", "stacked")]
-    loss = jax.jit(functools.partial(summed_loss, both[0][0]))
-    batch = train_dataset(self.dataset, 8, seed=0)[0]
-    totals = [loss(params, batch)[0] for _, params, _ in both]
-    assert_close(*totals, 3 * ROUNDINGS, dtype=np.float32)
+  def test_a_run_of_stacked_layers_opens_with_layers_apart(self):
+    self.train("stacked", 2, writes=2, **STACKED)
+    model, params, _ = load_run(self.folder / "stacked")
+    batch = train_dataset(self.dataset, 8, seed=0)[2]
+    total, count = jax.jit(functools.partial(summed_loss, model))(params, batch)
+    losses = self.train("stacked", 3, writes=2, **STACKED)
+    assert_close(losses[2], total / count)
 
   @pytest.mark.slow
   def test_a_run_goes_on_with_or_without(self):

@@ -161,8 +161,8 @@ class SweepTest(chex.TestCase):
   # ---- Going on ----------------------------------------------------------------------
 
   def test_together_it_stops_after_the_step_it_is_in_and_goes_on(self):
-    # three steps of all, then of two: this is in the fifth
-    with happening(ASKED, run.Run, "next_batch", 3 * 3 + 2 + 1):
+    # four steps of all, since a loss is read one step later: this is in the fifth
+    with happening(ASKED, run.Run, "next_batch", 3 * 4 + 1):
       self.assertEqual(go(THREE, self.folder)[1], signal.SIGINT)
     self.assertEqual(list(rows(self.folder)), [DIVERGING.name])
     for each in GOOD:
