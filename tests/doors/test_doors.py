@@ -184,14 +184,9 @@ class DoorsTest(chex.TestCase):
     found = jax.jit(loaded.apply)(loaded_params, tokens)
     assert_close(found, jax.jit(model.apply)(params, tokens))
 
-  def test_fine_tuning_on_another_text_is_better_there_than_before(self):
-    self.fine_tune("exported")
-
-  @pytest.mark.slow
-  def test_so_is_fine_tuning_of_a_run(self):
-    self.fine_tune("run")
-
-  def fine_tune(self, source):
+  @parameterized.parameters("exported", "run")
+  @pytest.mark.slow  # training/test_source.py and test_finetune.py begin from both
+  def test_fine_tuning_on_another_text_is_better_there_than_before(self, source):
     self.export()
     text, workdir = self.folder / "other.txt", self.folder / f"tuned-{source}"
     text.write_text("".join(f"{i}. Das Kind mag Käse, {i} Mal.\n" for i in range(99)))

@@ -22,7 +22,7 @@ class ShardingTest(chex.TestCase):
     arguments = "-m", "pytest", "-n", "0", "-s", "-m", which, *map(str, tests)
     done = forked.finish(forked.start(*arguments, **forked.on_devices(8)))
     self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-    self.assertRegex(done.stdout, r"\d\d passed")
+    self.assertRegex(done.stdout, r"\d passed")
     # and no activation, [B, T, D], is brought together whole on the way
     told = done.stdout + done.stderr
     self.assertNotRegex(told, r"full rematerialization.* = f32\[\d+,\d+,\d+\]")
