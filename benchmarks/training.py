@@ -5,9 +5,9 @@
 
 The shape of nanoGPT's command for a CPU: 4 layers, 4 heads, 128 wide, 64 tokens, 65
 characters, batches of 12; AdamW, gradients clipped, no dropout, float32. "ours" is the
-step as train.py runs it, "split" the same with a device for each core (config.mesh.data
-as large), "hand" is by_hand.py; "eager" and "compiled" are nanoGPT's model.py and
-optimizer, called as its train.py does, with biases as ours has.
+step as train.py runs it, "muon" the same with Muon, "split" with a device for each core
+(config.mesh.data as large), "hand" is by_hand.py; "eager" and "compiled" are nanoGPT's
+model.py and optimizer, called as its train.py does, with biases as ours has.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def batches() -> np.ndarray:
   return np.random.default_rng(0).integers(0, SHAPE["vocab_size"], shape)
 
 
-def jax_steps(by_hand: bool):
+def jax_steps(by_hand: bool = False, name: str = "adamw"):
   """A function that does a step and waits for it."""
   import jax
   import optax
@@ -52,9 +52,7 @@ def jax_steps(by_hand: bool):
   from gpt2_flax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
   config = GPT2Config(**SHAPE, positional_encoding="learned")
-  settings = OptimizerConfig(
-    name="adamw", **OPTIMIZER, warmup_steps=0, max_grad_norm=1.0
-  )
+  settings = OptimizerConfig(name, **OPTIMIZER, warmup_steps=0, max_grad_norm=1.0)
   schedule = optimizer_lib.learning_rate_schedule(settings, num_steps=10_000)
   train = TrainConfig(
     num_steps=1,
@@ -149,8 +147,9 @@ def torch_steps(compiled: bool):
 
 
 CONTENDERS = {
-  "ours": lambda: jax_steps(by_hand=False),
-  "split": lambda: jax_steps(by_hand=False),
+  "ours": lambda: jax_steps(),
+  "muon": lambda: jax_steps(name="muon"),
+  "split": lambda: jax_steps(),
   "hand": lambda: jax_steps(by_hand=True),
   "eager": lambda: torch_steps(compiled=False),
   "compiled": lambda: torch_steps(compiled=True),
@@ -175,7 +174,7 @@ def main(_) -> None:
     turns.serve(lambda: work(step))
     return
   peers = ["eager", "compiled"] if _NANOGPT.value else []
-  names = ["ours", "split", "hand", *peers]
+  names = ["ours", "muon", "split", "hand", *peers]
   found = turns.take_turns(
     "benchmarks.training", names, _ROUNDS.value, env={"split": SPLIT}
   )
