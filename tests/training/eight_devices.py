@@ -203,7 +203,6 @@ class CheckpointTest(chex.TestCase):
   def test_comes_back_on_another(self):
     self.come_back_on(TENSOR_ONLY)
 
-  @pytest.mark.slow  # test_cpu.py opens a run of two on one device
   def test_comes_back_on_one_device(self):
     self.come_back_on(ONE)
 
@@ -383,7 +382,7 @@ class TuningTest(chex.TestCase):
 
 
 class EvaluationTest(chex.TestCase):
-  @pytest.mark.slow  # test_cpu.py evaluates on four
+  @pytest.mark.slow  # test_processes.py evaluates on two
   def test_losses_and_texts_are_those_of_one_device(self):
     self.evaluate_on(EVERY_AXIS)
 
@@ -426,7 +425,7 @@ class TogetherTest(chex.TestCase):
 
 
 class WholeRunTest(chex.TestCase):
-  @pytest.mark.slow  # test_loop.py trains with scanned layers, test_cpu.py on a mesh
+  @pytest.mark.slow  # test_loop.py trains with scanned layers, test_processes.py on two
   def test_train_on_a_mesh_leaves_what_one_device_would(self):
     values = make_config(num_layers=2, scan_layers=True, remat="full")
     values.optimizer.name = "muon"
