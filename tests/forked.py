@@ -8,6 +8,7 @@ imported is set anew. doors/test_doors.py starts real processes too.
 """
 
 import atexit
+from collections.abc import Iterator
 import contextlib
 import functools
 import gc
@@ -165,6 +166,15 @@ def start(
     environment: beside that of this process.
   """
   return Process(list(args), dict(os.environ) | environment, stdout, stderr, cwd)
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[int]:
+  """A standard output that nobody reads: a pipe whose reader has gone."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  yield writer
+  os.close(writer)
 
 
 def on_devices(number: int) -> dict[str, str]:

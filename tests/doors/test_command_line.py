@@ -34,8 +34,8 @@ TALKING = """
 """
 
 
-def start(main: str, folder: str = ".") -> forked.Process:
-  return forked.start("-c", DOOR.format(main=main), folder)
+def start(main: str, folder: str = ".", stdout: int | None = None) -> forked.Process:
+  return forked.start("-c", DOOR.format(main=main), folder, stdout=stdout)
 
 
 KEEPING = """
@@ -72,7 +72,6 @@ class InterruptedTest(chex.TestCase):
 
   @parameterized.parameters(TALKING, TALKING.replace("100_000", "10"))
   def test_nobody_reads(self, main):
-    with start(main) as door:
-      door.stdout.close()
+    with forked.unread() as stdout, start(main, stdout=stdout) as door:
       self.assertEqual(door.stderr.read(), "")
     self.assertEqual(door.returncode, 128 + signal.SIGPIPE)

@@ -261,11 +261,9 @@ class MembersTest(chex.TestCase):
 class HelpTest(chex.TestCase):
   def test_nobody_reads_to_its_end(self):
     for door in ("sweep.py", "train.py"):
-      with start_help(door) as helped:
-        helped.stdout.close()
+      with (
+        forked.unread() as stdout,
+        forked.start(door, "--help", stdout=stdout) as helped,
+      ):
         self.assertEqual(helped.stderr.read(), "")
       self.assertEqual(helped.returncode, 128 + signal.SIGPIPE)
-
-
-def start_help(door: str) -> forked.Process:
-  return forked.start(door, "--help")
