@@ -291,7 +291,7 @@ class _Table:
       "member": member.name,
       "over": dict(member.over),
       "config": fingerprint(member.config),
-      "num_params": _num_params(self._model, member.config),
+      "num_params": _num_params(self._model, member.config.model.plain),
       "seconds": round(seconds, 1),
     }
     if isinstance(ended, DivergedError):
@@ -303,10 +303,11 @@ class _Table:
     write_text(self._path, "".join(f"{json.dumps(r)}\n" for r in self.rows.values()))
 
 
-def _num_params(model: Callable[[GPT2Config], GPT2], config: ExperimentConfig) -> int:
+@functools.cache  # to trace a model takes a tenth of a second and more
+def _num_params(model: Callable[[GPT2Config], GPT2], config: GPT2Config) -> int:
   tokens = jax.ShapeDtypeStruct((1, 1), "int32")
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return num_params(jax.eval_shape(model(config.model.plain).init, key, tokens))
+  return num_params(jax.eval_shape(model(config).init, key, tokens))
 
 
 def _changed(workdir: pathlib.Path, member: Member) -> str:

@@ -219,10 +219,8 @@ class TransformationsTest(chex.TestCase):
       return now
 
     values = np.array([[0.1, 0.3], [0.5, 0.0], [0.9, 0.5], [0.99, 0.7]], "f4")
-    together = jax.jit(jax.vmap(run))(*values)
-    first, second = (
-      jax.tree.map(lambda x, i=i: np.array(x[i]), together) for i in (0, 1)
-    )
+    together = jax.device_get(jax.jit(jax.vmap(run))(*values))
+    first, second = (jax.tree.map(lambda x, i=i: x[i], together) for i in (0, 1))
     alone = jax.jit(lambda: run(*(float(value) for value in values[:, 1])))()
     assert_close(second, alone, 4096, dtype=np.float32)
     moved = jax.tree.map(lambda x, y: abs(x - y).max(), first, second)
