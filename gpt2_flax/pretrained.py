@@ -45,7 +45,7 @@ from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.positional_encoding import PositionalEncoding
 from gpt2_flax.self_attention import FlashSelfAttention, HEADS, SelfAttention
 from gpt2_flax.tokenizer import read_tokenizer, Tokenizer, tokenizer_file
-from gpt2_flax.transformer import FeedForward, GPT2
+from gpt2_flax.transformer import abstract_params, FeedForward, GPT2
 
 # Their tensor: (our parameter, its axes as stored). Their kernels are [in, out], like
 # ours; `*` is query, key and value, which they keep side by side in one tensor.
@@ -250,9 +250,7 @@ def _check_params(params: Any, model: GPT2) -> None:
       for path, leaf in paths
     }
 
-  token = jnp.zeros((1, 1), jnp.int32)
-  init = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), token)))
-  expected, found = shapes(init), shapes(params)
+  expected, found = shapes(nn.meta.unbox(abstract_params(model))), shapes(params)
   for name in sorted(expected.keys() | found.keys()):
     if found.get(name) != expected.get(name):
       raise InputError(

@@ -4,6 +4,7 @@ Axes: B batch, T position, D embed_dim, F mlp_dim, V vocab_size.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import chex
@@ -299,6 +300,22 @@ def _residual_init(config: GPT2Config) -> nn.initializers.Initializer:
   sum does not grow with depth (Radford et al., 2019, section 2.3)."""
   num_additions = config.num_layers * (2 if config.feed_forward else 1)
   return nn.initializers.normal(0.02 / num_additions**0.5)
+
+
+def abstract_params(model: GPT2) -> Any:
+  """Shape, dtype and axis names of what `model.init` gives, with nothing computed.
+
+  It is traced once for each model. All who ask are given the same tree, which is not to
+  be changed.
+  """
+  traced: Any = _traced_init  # a module is hashable, whatever its type says
+  return traced(model)
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_init(model: GPT2) -> Any:
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(model.init, key, jax.ShapeDtypeStruct((1, 1), "int32"))
 
 
 def num_params(params: Any) -> int:

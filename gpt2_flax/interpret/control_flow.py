@@ -20,7 +20,7 @@ from gpt2_flax.interpret.flow_drawing import draw
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.training import default_config
 from gpt2_flax.training.experiment import parse
-from gpt2_flax.transformer import GPT2
+from gpt2_flax.transformer import abstract_params, GPT2
 
 # What a reader is told of a module, method or operation; others keep their name.
 WORDS = {
@@ -159,8 +159,7 @@ def control_flow(config: GPT2Config) -> list[Step]:
 def _traced(small: GPT2Config) -> Any:
   model = GPT2(small)
   tokens = jax.ShapeDtypeStruct((_SIZES["B"], _SIZES["T"]), jnp.int32)
-  params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-  return jax.make_jaxpr(model.apply)(params, tokens).jaxpr
+  return jax.make_jaxpr(model.apply)(abstract_params(model), tokens).jaxpr
 
 
 def _grouped(equations: list, source: dict[Any, _Group]) -> list[_Group]:

@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax import pretrained
@@ -24,7 +23,7 @@ from gpt2_flax.training.kept import read_frozen, read_params, saved_steps
 from gpt2_flax.training.lora import by_name, merged, pairs
 from gpt2_flax.training.mesh import one_device_mesh, put_parts, with_shardings
 from gpt2_flax.training.tuning import make_tuning
-from gpt2_flax.transformer import GPT2
+from gpt2_flax.transformer import abstract_params, GPT2
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -98,11 +97,7 @@ def load_run(
   tokenizer.require_known(config.model.vocab_size, workdir)
   network = model(config.model.plain)
   tuning = make_tuning(config.finetune, network)
-
-  def fresh(key: jax.Array) -> tuple[Any, Any]:
-    return tuning.split(network.init(key, jnp.zeros((1, 1), jnp.int32)), key)
-
-  named = jax.eval_shape(fresh, jax.random.key(0))
+  named = jax.eval_shape(tuning.split, abstract_params(network), jax.random.key(0))
   learns, frozen = with_shardings(named, one_device_mesh())
   folder = workdir / "checkpoints"
   learns = read_params(folder, learns, step)

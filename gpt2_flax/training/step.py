@@ -15,7 +15,7 @@ import optax
 from gpt2_flax.training.loss import Batch, Loss, summed_loss
 from gpt2_flax.training.mesh import require_fit, with_shardings
 from gpt2_flax.training.tuning import EVERYTHING, Tuning
-from gpt2_flax.transformer import GPT2
+from gpt2_flax.transformer import abstract_params, GPT2
 
 LOSS_MEAN_STEPS = 50  # about how many steps the running mean of the loss covers
 
@@ -84,9 +84,8 @@ def abstract_state(
   """
   require_fit(model.config, mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return with_shardings(
-    jax.eval_shape(lambda key: _init(model, optimizer, tuning, key), key), mesh
-  )
+  init = functools.partial(_init, model, optimizer, tuning)
+  return with_shardings(jax.eval_shape(init, key, abstract_params(model)), mesh)
 
 
 def init_state(

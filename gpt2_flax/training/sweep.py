@@ -37,7 +37,7 @@ from gpt2_flax.training.source import read_run_config
 from gpt2_flax.training.together import Ended, program, train_together
 from gpt2_flax.training.tuning import make_tuning
 from gpt2_flax.training.workdir import locked
-from gpt2_flax.transformer import GPT2, num_params
+from gpt2_flax.transformer import abstract_params, GPT2, num_params
 
 ROWS = "rows.jsonl"
 AT_WORK = "together.json"  # the members of the program that is at work
@@ -287,11 +287,12 @@ class _Table:
 
   def add(self, member: Member, ended: Ended, seconds: float) -> None:
     """Keeps how a member ended."""
+    network = self._model(member.config.model.plain)
     row: Row = {
       "member": member.name,
       "over": dict(member.over),
       "config": fingerprint(member.config),
-      "num_params": _num_params(self._model, member.config.model.plain),
+      "num_params": num_params(abstract_params(network)),
       "seconds": round(seconds, 1),
     }
     if isinstance(ended, DivergedError):
@@ -301,13 +302,6 @@ class _Table:
       row |= {k: v for k, v in ended.metrics.items() if not isinstance(v, str)}
     self.rows[member.name] = row
     write_text(self._path, "".join(f"{json.dumps(r)}\n" for r in self.rows.values()))
-
-
-@functools.cache  # to trace a model takes a tenth of a second and more
-def _num_params(model: Callable[[GPT2Config], GPT2], config: GPT2Config) -> int:
-  tokens = jax.ShapeDtypeStruct((1, 1), "int32")
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return num_params(jax.eval_shape(model(config).init, key, tokens))
 
 
 def _changed(workdir: pathlib.Path, member: Member) -> str:

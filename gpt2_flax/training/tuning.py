@@ -19,7 +19,7 @@ from gpt2_flax.errors import InputError, nearest, unknown_name
 from gpt2_flax.layers.layer_stacking import stack_layers
 from gpt2_flax.training.config import FinetuneConfig
 from gpt2_flax.training.lora import by_name, merged, nested, new_adapters
-from gpt2_flax.transformer import GPT2
+from gpt2_flax.transformer import abstract_params, GPT2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +113,7 @@ def make_tuning(config: FinetuneConfig, model: GPT2, scanned: bool = False) -> T
   """
   if not config.train and not config.lora:
     return EVERYTHING
-  token = jax.ShapeDtypeStruct((1, 1), "int32")
-  params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), token))
+  params = nn.meta.unbox(abstract_params(model))
   shapes = {name: leaf.shape for name, leaf in by_name(params).items()}
   if config.train:
     names = _matching("finetune.train", config.train, list(shapes))
