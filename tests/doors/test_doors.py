@@ -50,7 +50,7 @@ class DoorsTest(chex.TestCase):
       "--config.model.context_length=16",
       "--config.model.num_layers=1",
       "--config.model.embed_dim=32",
-      "--config.train.num_steps=60",
+      "--config.train.num_steps=20",
       "--config.eval.sample_tokens=0",
     )
     assert done.returncode == 0, done.stderr

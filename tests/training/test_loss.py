@@ -4,7 +4,6 @@ from unittest import mock
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -275,8 +274,7 @@ class SummedLossTest(chex.TestCase):
     )
     targets = examples()[2]
     batch = {"inputs": jnp.maximum(targets, 0)[::-1], "targets": targets}
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch["inputs"]))
-    params = jax.tree.map(lambda leaf: 5 * leaf, params)  # far from uniform
+    params = random_params(model, scale=0.5)
 
     def expected(params):
       logits = model.apply(params, batch["inputs"])
