@@ -53,10 +53,14 @@ def run_with(*edits):
 
 @functools.cache
 def program():
-  return jax.jit(lambda edits: run_with(*edits))
+  return jax.jit(functools.partial(interpret.trace, *model_and_params(), TOKENS))
 
 
 def logits_with(*edits):
+  return traced_with(*edits)[0]
+
+
+def traced_with(*edits):
   """By a program that edits every site once, at every place: it serves all edits.
 
   `test_axes_that_are_left_out` has it that this makes no difference.
@@ -75,7 +79,8 @@ def logits_with(*edits):
     )
     return edit.replace(mask=mask, scale=scale, value=value)
 
-  return np.asarray(program()([everywhere(edit) for edit in chosen.values()]))
+  found = program()([everywhere(edit) for edit in chosen.values()])
+  return jax.tree.map(np.asarray, found)
 
 
 def logits_of_changed_params(change, tokens=TOKENS):
