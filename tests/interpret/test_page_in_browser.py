@@ -15,7 +15,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import ROUNDINGS
 from tests.interpret import browser
-from tests.interpret.test_page import make, stored_page_data
+from tests.interpret.test_page import make, stored_page_data, unread
 from tests.reliability import injection
 from tests.reliability.campaign import Tally
 
@@ -50,9 +50,10 @@ class PageInBrowser:
     model, params = make(cls.tokenizer.vocab_size)
     cls.config = model.config
     make_data = stored_page_data if cls.stored else page_data
-    cls.data = make_data(
-      model, params, cls.tokenizer, cls.tokens, title="tiny", dataset=language
-    )
+    with unread():
+      cls.data = make_data(
+        model, params, cls.tokenizer, cls.tokens, title="tiny", dataset=language
+      )
     cls.heads = cls.data["heads"] or cls.data["steps"][-1]["heads"]
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(cls.data, model.config), "utf-8")

@@ -14,7 +14,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import assert_close
 from tests.interpret import browser
-from tests.interpret.test_page import make, unmeasured
+from tests.interpret.test_page import make, unmeasured, unread
 
 LENGTH = 12
 STEPS = (0, 40, 100)
@@ -32,7 +32,7 @@ class Workshop(chex.TestCase):
   @classmethod
   def write(cls, model, params, tokenizer, tokens, measured=False, **kwargs):
     """A page, without what heads are worth."""
-    with contextlib.nullcontext() if measured else unmeasured():
+    with unread(), contextlib.nullcontext() if measured else unmeasured():
       data = page_data(model, params, tokenizer, tokens, title="tiny", **kwargs)
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(data, model.config), "utf-8")
