@@ -70,18 +70,22 @@ class PageInBrowser:
 
   def setUp(self):
     super().setUp()
-    self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
-    self.addCleanup(self.page.close)
-    self.page.set_default_timeout(20_000)
-    self.page.emulate_media(media="print")  # on paper all steps are laid out at once
     self.trouble, self.requests, self.answers = [], [], []
-    self.page.on("console", lambda message: self.trouble.append(message.text))
-    self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-    self.page.on("request", lambda request: self.requests.append(request.url))
-    self.page.on("requestfinished", lambda request: self.answers.append(request.url))
+    heard = {
+      "console": lambda message: self.trouble.append(message.text),
+      "pageerror": lambda error: self.trouble.append(str(error)),
+      "request": lambda request: self.requests.append(request.url),
+      "requestfinished": lambda request: self.answers.append(request.url),
+    }
+    self.page = browser.page_for(self, heard)
+    self.address = None
 
   def open(self, link: str = ""):
-    self.page.goto(self.file.as_uri() + link)
+    """The page, or another link of it."""
+    if self.address is None:
+      self.address = browser.begin(self.page, self.file, link)
+    else:
+      self.page.goto(self.address + link)
     return self.page
 
   def texts(self, selector: str) -> list[str]:
@@ -115,7 +119,7 @@ class PageInBrowser:
     page.locator("details.map summary").click()
     self.assertFalse(page.locator("svg.flow").is_visible())
     self.assertEqual(self.trouble, [])
-    self.assertEqual(self.requests, [self.file.as_uri()])
+    self.assertEqual(self.requests, [self.address])
 
   def test_row_of_scores_and_weights_is_the_traces(self):
     for layer, head, token in ((0, 1, 11), (1, 0, 5), (1, 1, 0)):
@@ -268,7 +272,7 @@ class LivePageTest(PageInBrowser, chex.TestCase):
     }""")
     page.wait_for_timeout(50)
     self.assertEqual(page.title(), "Inside tiny")
-    self.assertEqual(self.answers, [self.file.as_uri()])
+    self.assertEqual(self.answers, [self.address])
     self.assertLen(self.trouble, 2)  # the browser says that it refused both
     for refused in self.trouble:
       self.assertIn("Content Security Policy", refused)

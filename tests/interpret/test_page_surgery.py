@@ -103,7 +103,7 @@ class SurgeryTest(ToyPage):
     self.assertNotRegex(self.link(), "patch|other")
 
   def test_norm_and_products_add_up(self):
-    page = self.open("#layer=1&head=0&token=4")
+    page = self.go("#layer=1&head=0&token=4")
     page.locator("summary", has_text="The matrices that make them").click()
     page.locator("summary", has_text="The output matrix").click()
     _, run = self.run_jax(self.start)
@@ -136,7 +136,7 @@ class SurgeryTest(ToyPage):
     np.testing.assert_allclose(normed * scale + bias, result, atol=2e-2)
 
   def test_features_that_fire_most(self):
-    page = self.open("#layer=0&token=3")
+    page = self.go("#layer=0&token=3")
     _, run = self.run_jax(self.start)
     hidden = np.asarray(run.mlp_hidden[0, 0, : len(self.start)])
     order = np.argsort(-hidden[3], kind="stable")

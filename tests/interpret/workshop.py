@@ -26,7 +26,7 @@ class Workshop(chex.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.browser = browser.shared()
+    browser.shared()
     cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
 
   @classmethod
@@ -37,20 +37,25 @@ class Workshop(chex.TestCase):
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(data, model.config), "utf-8")
 
-  def open(self, link: str = ""):
-    self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
-    self.addCleanup(self.page.close)
-    self.page.set_default_timeout(20_000)
-    self.trouble = []
-    self.page.on("console", lambda message: self.trouble.append(message.text))
-    self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-    self.page.emulate_media(media="print")  # on paper all steps are laid out at once
-    self.page.goto(self.file.as_uri() + link)
+  def setUp(self):
+    super().setUp()
+    self.page, self.trouble = None, []
+
+  def open(self, link: str = "", fresh: bool = False):
+    """As a reader who comes by this link; `fresh` as in `browser.page_for`."""
+    if self.page is None or fresh:
+      heard = {
+        "console": lambda message: self.trouble.append(message.text),
+        "pageerror": lambda error: self.trouble.append(str(error)),
+      }
+      self.page = browser.page_for(self, heard, fresh)
+    self.address = browser.begin(self.page, self.file, link)
     return self.page
 
   def go(self, link: str):
     """To another link of the page that is open."""
-    self.page.goto(self.file.as_uri() + link)
+    self.page.goto(self.address + link)
+    return self.page
 
   def tokens(self) -> list[int]:
     return self.page.evaluate("inside.view.tokens")
