@@ -63,7 +63,10 @@ def unmeasured():
 
 
 def unread():
-  """Without the pass that `page_data` makes to see that the logits are finite."""
+  """Without the pass that `page_data` makes to see that the logits are finite.
+
+  Only around `page_data`: `render_page` draws what a pass is made of.
+  """
   apply = GPT2.apply
 
   def no_pass(model, params, *args, **kwargs):

@@ -6,7 +6,6 @@ import tempfile
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +14,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import ROUNDINGS
 from tests.interpret import browser
-from tests.interpret.test_page import make, stored_page_data, unread
+from tests.interpret.test_page import make, stored_page_data, unmeasured, unread
 from tests.reliability import injection
 from tests.reliability.campaign import Tally
 
@@ -63,9 +62,9 @@ class PageInBrowser:
       logits, run = interpret.trace(model, params, tokens)
       return logits, run, interpret.logit_lens(model, params, run)[:, 0]
 
-    logits, cls.run_, lens = read(params, jnp.array([cls.tokens]))
-    cls.lens = np.asarray(lens)
-    cls.logits = np.asarray(logits[0], np.float64)
+    logits, cls.run_, lens = read(params, np.array([cls.tokens]))
+    cls.run_, cls.lens = jax.tree.map(np.asarray, (cls.run_, lens))
+    cls.logits = np.asarray(logits, np.float64)[0]
     cls.oracle = language.next_token_probabilities(np.array(cls.tokens))
 
   def setUp(self):
@@ -279,7 +278,8 @@ class LivePageTest(PageInBrowser, chex.TestCase):
 
   def test_tokens_that_would_like_to_be_code_are_text(self):
     names, tally = list(injection.TOKENS[: injection.CONTEXT]), Tally()
-    injection.show(self.browser, self.folder / "evil.html", names, tally, (0, 40))
+    with unmeasured():
+      injection.show(self.browser, self.folder / "evil.html", names, tally, (0, 40))
     self.assertEqual(tally.failures, [])
     self.assertGreater(tally.held, len(names))
 

@@ -6,7 +6,6 @@ import tempfile
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax import interpret
@@ -85,9 +84,9 @@ class ToyPage(Workshop):
 
     What comes later changes nothing before it, so that one program serves all texts.
     """
-    padded = jnp.array([[*tokens, *[1] * (LENGTH - len(tokens))]])
-    logits, run = cls.trace(padded, tuple(edits))
-    return np.asarray(logits[0, : len(tokens)]), run
+    padded = np.array([[*tokens, *[1] * (LENGTH - len(tokens))]])
+    logits, run = jax.tree.map(np.asarray, cls.trace(padded, tuple(edits)))
+    return logits[0, : len(tokens)], run
 
   def setUp(self):
     super().setUp()
