@@ -1,15 +1,19 @@
 """Parameters of a module: what `init` would give, and values drawn in their place.
 
 To run `init` takes seconds to compile, and to trace it a tenth of one; so it is traced
-once for each module and shape of its input.
+once for each module and shape of its input. Of a GPT2 one layer is traced, and once for
+all models that have the same parameters.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
 import numpy as np
+
+from gpt2_flax import GPT2
 
 TOKEN = jax.ShapeDtypeStruct((1, 1), "int32")
 
@@ -19,7 +23,30 @@ def shapes_of(module: nn.Module, x: Any = TOKEN) -> Any:
 
   All who ask are given the same tree: it is not to be changed.
   """
-  return _shapes_of(module, jax.ShapeDtypeStruct(x.shape, x.dtype))
+  if type(module) is not GPT2 or module.config.scan_layers:
+    return _shapes_of(module, jax.ShapeDtypeStruct(x.shape, x.dtype))
+  config, learned = module.config, module.config.positional_encoding == "learned"
+  one_layer = dataclasses.replace(
+    config,
+    num_layers=1,
+    positional_encoding="learned" if learned else "none",
+    context_length=config.context_length if learned else 1,
+    **dict(causal=True, dropout_rate=0.0, dtype="float32", activation="relu"),
+    **dict(layer_norm_epsilon=1e-5, scale_attention=True),
+    scale_attention_by_layer=False,
+    remat="none",
+  )
+  return _repeated(module.clone(config=one_layer), config.num_layers)
+
+
+@functools.cache
+def _repeated(one_layer: GPT2, num_layers: int) -> Any:
+  """The shapes of so many layers, all alike."""
+  shapes = _shapes_of(one_layer, TOKEN)
+  others = dict(shapes["params"])
+  block = others.pop("blocks_0")
+  blocks = {f"blocks_{layer}": block for layer in range(num_layers)}
+  return shapes | {"params": dict(sorted((others | blocks).items()))}
 
 
 @functools.cache

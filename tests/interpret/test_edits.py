@@ -34,20 +34,61 @@ def model_and_params():
 
 
 @functools.cache
-def unedited():
-  return interpret.trace(*model_and_params(), TOKENS)
-
-
-def logits_with(*edits, tokens=TOKENS):
-  return interpret.trace(*model_and_params(), tokens, edits, taps=())[0]
-
-
-def logits_of_changed_params(change):
-  """The plain model, after `change` has been made to a copy of its params."""
+def traced():
+  """One program for any tokens of one shape."""
   model, params = model_and_params()
-  params = copy.deepcopy(params)
+  run = jax.jit(functools.partial(interpret.trace, model))
+  return lambda tokens: jax.tree.map(np.asarray, run(params, tokens))
+
+
+@functools.cache
+def unedited():
+  return traced()(TOKENS)
+
+
+def run_with(*edits):
+  """The logits, for a program of one's own."""
+  return interpret.trace(*model_and_params(), TOKENS, edits, taps=())[0]
+
+
+@functools.cache
+def program():
+  return jax.jit(functools.partial(interpret.trace, *model_and_params(), TOKENS))
+
+
+def logits_with(*edits):
+  return traced_with(*edits)[0]
+
+
+def traced_with(*edits):
+  """By a program that edits every site once, at every place: it serves all edits.
+
+  `test_axes_that_are_left_out` has it that this makes no difference.
+  """
+  nothing = {
+    site: interpret.make_edit(site, False, 1.0, 0.0) for site in interpret.TAPS
+  }
+  chosen = nothing | {edit.site: edit for edit in edits}
+  assert len({edit.site for edit in edits}) == len(edits)
+
+  def everywhere(edit):
+    shape = unedited()[1][edit.site].shape
+    mask, scale, value = (
+      np.broadcast_to(np.asarray(array, dtype), shape)
+      for array, dtype in ((edit.mask, bool), (edit.scale, "f4"), (edit.value, "f4"))
+    )
+    return edit.replace(mask=mask, scale=scale, value=value)
+
+  found = program()([everywhere(edit) for edit in chosen.values()])
+  return jax.tree.map(np.asarray, found)
+
+
+def logits_of_changed_params(change, tokens=TOKENS):
+  """The plain model by hand, after `change` has been made to a copy of its params."""
+  model, params = model_and_params()
+  params = jax.tree.map(np.float64, params)
   change(params["params"])
-  return model.apply(params, TOKENS)
+  return reference_logits(params, tokens, model.config)
 
 
 def scale_output(scale_LH):
@@ -61,7 +102,43 @@ def scale_output(scale_LH):
   return change
 
 
+def add_to_bias(params, vector):
+  params["blocks_1"]["attention"]["output"]["bias"] += vector
+
+
+@functools.cache
+def gradients():
+  """Of the logits' variance: in the scales, at 1, and in a vector, at 0."""
+
+  def loss(scale, vector):
+    edits = interpret.scale_heads(scale), steer(vector, [0, 1], "residual_between")
+    return run_with(*edits).var()
+
+  return jax.jit(jax.grad(loss, (0, 1)))(np.ones((L, H), "f4"), 0 * VECTOR)
+
+
 class EditsTest(chex.TestCase):
+  def test_axes_that_are_left_out(self):
+    """Each site in its own way: by layer, by head, by place, by what is added."""
+    rng = np.random.default_rng(3)
+    arrays = {}
+    for number, (site, axes) in enumerate(interpret.TAPS.items()):
+      shape = unedited()[1][site].shape
+      first, last = number % (len(axes) - 1), 1 + number % 2
+      arrays[site] = (
+        rng.random(shape[: first + 1]) < 0.7,
+        rng.normal(size=shape[:first]).astype("f4"),
+        rng.normal(size=shape[-last:]).astype("f4"),
+      )
+
+    @jax.jit
+    def run():
+      edits = [interpret.make_edit(site, *arrays[site]) for site in arrays]
+      return edits, run_with(*edits)
+
+    edits, logits = run()
+    assert_close(logits, logits_with(*edits))
+
   def test_scaled_heads(self):
     scale = np.array([[0.5, -1.0], [3.0, 1.0]])
     assert_close(
@@ -102,10 +179,8 @@ class EditsTest(chex.TestCase):
   )
   def test_a_vector_added(self, site, layers, parameter):
     if parameter is None:
-      model, params = model_and_params()
-      expected = unedited()[0] + model.apply(
-        params, VECTOR[None, None], method="unembed"
-      )
+      table = model_and_params()[1]["params"]["token_embedding"]["embedding"]
+      expected = unedited()[0] + table @ VECTOR
     else:
 
       def change(params):
@@ -116,7 +191,7 @@ class EditsTest(chex.TestCase):
       expected = logits_of_changed_params(change)
     edited = logits_with(steer(VECTOR, layers, site=site))
     assert_close(edited, expected)
-    self.assertGreater(float(jnp.abs(edited - unedited()[0]).max()), 0.1)
+    self.assertGreater(np.abs(edited - unedited()[0]).max(), 0.1)
 
   @parameterized.parameters("query", "key", "value")
   def test_a_vector_added_in_one_head(self, site):
@@ -154,43 +229,34 @@ class EditsTest(chex.TestCase):
     assert_close(logits_with(edit), logits_of_changed_params(uniform))
 
   def test_a_patch_at_one_position_is_another_token_there(self):
-    model, params = model_and_params()
+    model, _ = model_and_params()
     others = (TOKENS + 1) % 11
-    other = interpret.trace(model, params, others)[1]
+    _, other = traced()(others)
     mixed = TOKENS.copy()
     mixed[:, 2] = others[:, 2]
-    mask = select(model, "residual_before", layers=[0], positions=[2], length=5)
-    assert_close(
-      logits_with(patch("residual_before", other.residual_before, mask)),
-      model.apply(params, mixed),
-    )
-    mask = select(model, "token_embeddings", positions=[2], length=5)
-    assert_close(
-      logits_with(patch("token_embeddings", other.token_embeddings, mask)),
-      model.apply(params, mixed),
-    )
+    expected = logits_of_changed_params(lambda params: None, mixed)
+    for site, layers in (("residual_before", [0]), ("token_embeddings", None)):
+      at = dict(layers=layers, positions=[2], length=5)
+      mask = jax.jit(functools.partial(select, model, site, **at))()
+      assert_close(logits_with(patch(site, other[site], mask)), expected)
 
   @parameterized.parameters("residual_between", "residual_after", "final_norm")
   def test_a_patch_of_everything_is_the_other_run(self, site):
-    model, params = model_and_params()
-    others = (TOKENS + 3) % 11
-    logits, trace = interpret.trace(model, params, others)
+    logits, trace = traced()((TOKENS + 3) % 11)
     assert_close(logits_with(patch(site, getattr(trace, site))), logits)
 
   def test_edits_of_one_site_come_in_order(self):
-    add, double = (
-      steer(VECTOR, [1, 0]),
-      interpret.make_edit("residual_before", [1, 0], 2.0, 0.0),
-    )
+    add = steer(VECTOR, [1, 0])
+    double = interpret.make_edit("residual_before", [1, 0], 2.0, 0 * VECTOR)
     before = unedited()[1].residual_before[0]
+    model, params = model_and_params()
+    run = jax.jit(functools.partial(interpret.trace, model, taps=["residual_before"]))
     for edits, expected in (
-      ((add, double), 2 * (before + VECTOR[None, None])),
-      ((double, add), 2 * before + VECTOR[None, None]),
+      ((add, double), 2 * (before + VECTOR)),
+      ((double, add), 2 * before + VECTOR),
     ):
-      trace = interpret.trace(
-        *model_and_params(), TOKENS, edits, taps=["residual_before"]
-      )[1]
-      assert_close(trace.residual_before[0], expected)
+      _, trace = run(params, TOKENS, edits)
+      assert_close(np.asarray(trace.residual_before)[0], expected)
 
   def test_two_places_of_one_layers_stream(self):
     def change(params):
@@ -212,38 +278,39 @@ class EditsTest(chex.TestCase):
 
   def test_the_trace_has_the_edited_values(self):
     edits = [ablate_heads(np.ones((L, H))), steer(VECTOR, [0, 1], "residual_between")]
-    _, trace = interpret.trace(*model_and_params(), TOKENS, edits)
-    self.assertEqual(float(jnp.abs(trace.head_output).max()), 0)
-    _, params = model_and_params()
+    model, params = model_and_params()
+    taps = ["head_output", "residual_before", "residual_between"]
+    run = jax.jit(functools.partial(interpret.trace, model, taps=taps))
+    trace = jax.tree.map(np.asarray, run(params, TOKENS, edits)[1])
+    self.assertEqual(np.abs(trace.head_output).max(), 0)
     for layer, added in enumerate((0 * VECTOR, VECTOR)):
       bias = params["params"][f"blocks_{layer}"]["attention"]["output"]["bias"]
       assert_close(
         trace.residual_between[layer] - trace.residual_before[layer],
-        jnp.broadcast_to(bias + added, (3, 5, D)),
+        np.broadcast_to(bias + added, (3, 5, D)),
         scale=trace.residual_between[layer],
       )
 
   @parameterized.parameters(
-    (dict(), False),
-    (dict(), True),
-    (dict(dtype="bfloat16", num_heads=1, tied_embeddings=False), False),
+    dict(), dict(num_heads=1, dtype="bfloat16", tied_embeddings=False)
   )
-  def test_with_every_mask_zero_nothing_changes_to_the_bit(self, changes, jit):
-    # Not bfloat16 under jit: XLA skips roundings between steps that it fuses, and an
-    # edit between them brings these back.
-    model = make_model(**changes)
+  def test_with_every_mask_zero_nothing_changes_to_the_bit(self, **changes):
+    model = make_model(num_layers=1, **changes)
     params = random_params(model, scale=0.5)
     edits = [interpret.make_edit(site, False, 2.0, np.nan) for site in interpret.TAPS]
 
     def run(params, edits):
       return interpret.trace(model, params, TOKENS, edits, taps=["residual_after"])
 
-    run = jax.jit(run) if jit else run
+    # XLA must not skip roundings between steps that it fuses: an edit between them
+    # brings these back.
+    run = jax.jit(run, compiler_options={"xla_allow_excess_precision": False})
     chex.assert_trees_all_equal(run(params, edits), run(params, ()))
 
   def test_scaled_by_one_nothing_changes(self):
     edits = [interpret.make_edit(site, True, 1.0, 0.0) for site in interpret.TAPS]
-    chex.assert_trees_all_equal(logits_with(*edits), unedited()[0])
+    chex.assert_trees_all_equal(logits_with(*edits), logits_with())
+    assert_close(logits_with(), unedited()[0])
 
   def test_published_weights(self):
     model, params = pretrained.load(GOLDEN / "plain")
@@ -251,35 +318,25 @@ class EditsTest(chex.TestCase):
     tokens = TOKENS % config.vocab_size
     heads = np.zeros((config.num_layers, config.num_heads), bool)
     heads[-1, 0] = True
-    edits = [ablate_heads(heads)]
-    traced = functools.partial(interpret.trace, model, edits=edits, taps=())
-    logits, _ = jax.jit(traced)(params, tokens)
+    run = jax.jit(functools.partial(interpret.trace, model, taps=()))
+    logits, _ = run(params, tokens, [ablate_heads(heads)])
     output = params["params"][f"blocks_{config.num_layers - 1}"]["attention"]["output"]
-    output["kernel"] = jnp.asarray(output["kernel"]).at[: config.head_dim].set(0)
-    assert_close(logits, jax.jit(model.apply)(params, tokens))
+    output["kernel"] = np.array(output["kernel"])
+    output["kernel"][: config.head_dim] = 0
+    assert_close(logits, run(params, tokens, [ablate_heads(0 * heads)])[0])
 
 
 class DataTest(chex.TestCase):
   def test_all_heads_ablated_in_one_vmapped_call(self):
     masks = np.eye(L * H, dtype=bool).reshape(-1, L, H)
-    model, params = model_and_params()
-
-    def ablated(edit):
-      return interpret.trace(model, params, TOKENS, [edit], taps=())[0]
-
     edits = jax.vmap(ablate_heads)(masks)
     self.assertEqual(edits.site, "head_output")
-    at_once = jax.jit(jax.vmap(ablated))(edits)
+    at_once = np.asarray(jax.jit(jax.vmap(run_with))(edits))
     for logits, mask in zip(at_once, masks, strict=True):
       assert_close(logits, logits_of_changed_params(scale_output(~mask)))
 
   def test_an_edit_is_an_argument_of_jit(self):
-    model, params = model_and_params()
-
-    @jax.jit
-    def run(edit):
-      return interpret.trace(model, params, TOKENS, [edit], taps=())[0]
-
+    run = jax.jit(lambda edit: run_with(edit))
     for scale in (1.0, 0.0, -2.0):
       scales = np.full((L, H), scale, "f4")
       assert_close(
@@ -288,38 +345,30 @@ class DataTest(chex.TestCase):
       )
     self.assertEqual(run._cache_size(), 1)
 
+  def slopes(self, shape, change):
+    """By hand: `change(argument)` makes of params what the argument would."""
+
+    def exact_loss(argument):
+      return logits_of_changed_params(change(argument)).var()
+
+    slopes = np.zeros(shape)
+    for place in np.ndindex(*shape):
+      step = np.zeros(shape)
+      step[place] = 1e-4  # whose square is what the slope may be off by
+      slopes[place] = (exact_loss(step) - exact_loss(-step)) / 2e-4
+    return slopes
+
   def test_the_gradient_of_a_scale(self):
-    def loss(scale):
-      return logits_with(interpret.scale_heads(scale)).var()
-
-    def exact_loss(scale):
-      model, params = model_and_params()
-      params = jax.tree.map(np.float64, params)
-      scale_output(scale)(params["params"])
-      return reference_logits(params, TOKENS, model.config).var()
-
-    slopes = np.zeros((L, H))
-    for layer, head in np.ndindex(L, H):
-      step = np.zeros((L, H))
-      step[layer, head] = 1e-4  # whose square is what the slope may be off by
-      slopes[layer, head] = (exact_loss(1 + step) - exact_loss(1 - step)) / 2e-4
-    gradient = jax.jit(jax.grad(loss))(np.ones((L, H), "f4"))
-    assert_close(gradient, slopes, 2 * ROUNDINGS)
+    slopes = self.slopes((L, H), lambda step: scale_output(1 + step))
+    assert_close(gradients()[0], slopes, 2 * ROUNDINGS)
 
   def test_the_gradient_of_a_vector_that_is_still_zero(self):
-    model, params = model_and_params()
+    def change(vector):
+      return lambda params: add_to_bias(params, vector)
 
-    def of_vector(vector):
-      return logits_with(steer(vector, [0, 1], "residual_between")).var()
-
-    def of_params(params):
-      return model.apply(params, TOKENS).var()
-
-    gradient = jax.jit(jax.grad(of_vector))(0 * VECTOR)
-    blocks = jax.jit(jax.grad(of_params))(params)["params"]
-    bias = blocks["blocks_1"]["attention"]["output"]["bias"]
-    self.assertGreater(float(jnp.abs(bias).max()), 1e-2)
-    assert_close(gradient, bias, 2 * ROUNDINGS)
+    slopes = self.slopes((D,), change)
+    self.assertGreater(np.abs(slopes).max(), 1e-2)
+    assert_close(gradients()[1], slopes, 2 * ROUNDINGS)
 
   def test_the_callers_arrays_stay_as_they_are(self):
     model, params = model_and_params()
@@ -327,7 +376,7 @@ class DataTest(chex.TestCase):
     before = copy.deepcopy((params, heads, value))
     edits = [ablate_heads(heads, value)]
     _, edited_params = interpret.edited(model, params, edits)
-    interpret.trace(model, params, TOKENS, edits)
+    jax.eval_shape(lambda: interpret.trace(model, params, TOKENS, edits))
     self.assertIn("edits", edited_params)
     chex.assert_trees_all_equal((params, heads, value), before)
     self.assertLen(edits, 1)
@@ -361,7 +410,7 @@ class RefusalsTest(chex.TestCase):
   )
   def test_an_edit_that_does_not_fit(self, make, message):
     with self.assertRaisesRegex(InputError, message):
-      logits_with(make())
+      jax.eval_shape(lambda: run_with(make()))
 
   @parameterized.parameters(
     (("weights",), dict(layers=[2]), "layers has 2: allowed: 0, 1$"),
@@ -373,14 +422,16 @@ class RefusalsTest(chex.TestCase):
   )
   def test_a_selection_that_does_not_exist(self, site, indices, message):
     with self.assertRaisesRegex(InputError, message):
-      select(make_model(), *site, **indices)
+      jax.eval_shape(lambda: select(make_model(), *site, **indices))
 
 
 class SelectTest(chex.TestCase):
   def test_names_what_it_selects(self):
     model = make_model(num_layers=3)
-    mask = select(model, "weights", layers=[0, 2], heads=[1], positions=[3], length=4)
+    at = dict(layers=[0, 2], heads=[1], positions=[3], length=4)
+    mask = jax.jit(lambda: select(model, "weights", **at))()
     chex.assert_shape(mask, (3, 2, 1, 4, 1))
     self.assertEqual(np.argwhere(mask).tolist(), [[0, 1, 0, 3, 0], [2, 1, 0, 3, 0]])
-    chex.assert_shape(select(model, "final_norm"), (1, 1, 1))
-    self.assertTrue(select(model, "final_norm").all())
+    whole = select(model, "final_norm")
+    chex.assert_shape(whole, (1, 1, 1))
+    self.assertTrue(np.asarray(whole).all())

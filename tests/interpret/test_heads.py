@@ -29,6 +29,14 @@ def random_weights(*leading):
   return (odds / odds.sum(-1, keepdims=True)).astype("f4")
 
 
+# each as one program, not step by step
+previous_token_score = jax.jit(interpret.previous_token_score)
+first_token_score = jax.jit(interpret.first_token_score)
+attention_entropy = jax.jit(interpret.attention_entropy)
+induction_score = jax.jit(interpret.induction_score)
+head_similarity = jax.jit(interpret.head_similarity)
+
+
 def of_batch(pattern):
   return np.tile(pattern, (B, 1, 1)).astype("f4")
 
@@ -41,7 +49,7 @@ class ScoresTest(chex.TestCase):
     ("to_first", TO_FIRST, 1 / (T - 1)),  # the second token's previous is the first
   )
   def test_previous_token_score(self, pattern, expected):
-    assert_close(interpret.previous_token_score(of_batch(pattern)), expected, MEAN)
+    assert_close(previous_token_score(of_batch(pattern)), expected, MEAN)
 
   @parameterized.named_parameters(
     ("uniform", UNIFORM, sum(1 / t for t in range(2, T + 1)) / (T - 1)),
@@ -50,7 +58,7 @@ class ScoresTest(chex.TestCase):
     ("to_first", TO_FIRST, 1.0),
   )
   def test_first_token_score(self, pattern, expected):
-    assert_close(interpret.first_token_score(of_batch(pattern)), expected, MEAN)
+    assert_close(first_token_score(of_batch(pattern)), expected, MEAN)
 
   @parameterized.named_parameters(
     ("uniform", UNIFORM, sum(math.log(t) for t in range(2, T + 1)) / (T - 1)),
@@ -58,7 +66,7 @@ class ScoresTest(chex.TestCase):
     ("half_half", (TO_SELF + TO_PREVIOUS) / 2, math.log(2)),
   )
   def test_attention_entropy(self, pattern, expected):
-    assert_close(interpret.attention_entropy(of_batch(pattern)), expected, ENTROPY)
+    assert_close(attention_entropy(of_batch(pattern)), expected, ENTROPY)
 
   def test_induction_score_by_hand(self):
     tokens = np.array([[7, 4, 4, 7, 5, 4]])
@@ -73,20 +81,20 @@ class ScoresTest(chex.TestCase):
     )
     weights[0, 4, 1] = 1.0  # of a token that is new
     weights[0, 5, 0] = weights[0, 3, 0] = 0.3  # nothing stands before the first
-    score = interpret.induction_score(weights, tokens)
+    score = induction_score(weights, tokens)
     assert_close(score, (0.1 + 0.4 + 0.7) / 3, 1 + T * T)  # all weights are summed
 
   def test_induction_score_of_a_perfect_head_on_a_repeated_text(self):
     tokens = np.array([[3, 1, 2, 3, 1, 2]])
     perfect = np.eye(T)[[0, 0, 0, 1, 2, 3]][None].astype("f4")
-    self.assertEqual(float(interpret.induction_score(perfect, tokens)), 1.0)
-    self.assertEqual(float(interpret.induction_score(TO_SELF[None], tokens)), 0.0)
+    to_self = TO_SELF[None].astype("f4")
+    self.assertEqual(float(induction_score(perfect, tokens)), 1.0)
+    self.assertEqual(float(induction_score(to_self, tokens)), 0.0)
 
   def test_without_a_repeated_token_there_is_no_induction_score(self):
-    score = interpret.induction_score(random_weights(1), np.arange(T)[None])
+    score = induction_score(random_weights(1), np.arange(T)[None])
     self.assertTrue(math.isnan(score))
 
-  @chex.variants(with_jit=True, without_jit=True)
   def test_every_head_has_its_own_scores(self):
     weights = random_weights(L, H, B)
 
@@ -107,16 +115,17 @@ class ScoresTest(chex.TestCase):
       return sum(w[t, s] for s in at) if at else None
 
     for score, pick in (
-      (interpret.previous_token_score, lambda w, b, t: w[t, t - 1]),
-      (interpret.first_token_score, lambda w, b, t: w[t, 0]),
+      (previous_token_score, lambda w, b, t: w[t, t - 1]),
+      (first_token_score, lambda w, b, t: w[t, 0]),
       (
-        interpret.attention_entropy,
+        attention_entropy,
         lambda w, b, t: -sum(p * math.log(p) for p in w[t, : t + 1]),
       ),
-      (lambda w: interpret.induction_score(w, INPUTS), followers),
+      (lambda w: induction_score(w, INPUTS), followers),
     ):
-      found = self.variant(score)(weights)
-      assert_close(found, brute_force(pick), T * MEAN)  # the most that are summed
+      assert_close(
+        score(weights), brute_force(pick), T * MEAN
+      )  # the most that are summed
 
   @parameterized.parameters((2, 3), (1, 1))
   def test_weights_of_a_cached_call_are_refused(self, length, num_keys):
@@ -138,13 +147,15 @@ class ScoresTest(chex.TestCase):
 
 class SimilarityTest(chex.TestCase):
   def test_alike_and_apart(self):
-    patterns = np.stack([of_batch(p) for p in (TO_SELF, TO_PREVIOUS)])
-    similarity = interpret.head_similarity(patterns[None])
-    assert_close(similarity[0, :, 0], np.eye(2))
+    patterns = [of_batch(p) for p in (TO_SELF, TO_PREVIOUS, TO_PREVIOUS, UNIFORM)]
+    similarity = head_similarity(np.reshape(patterns, (L, H, B, T, T)))
+    similarity = np.asarray(similarity).reshape(4, 4)
+    expected = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
+    assert_close(similarity[:3, :3], np.array(expected))
 
   def test_is_one_minus_the_jensen_shannon_divergence_in_bits(self):
     weights = random_weights(L, H, B)
-    similarity = interpret.head_similarity(weights)
+    similarity = head_similarity(weights)
     chex.assert_shape(similarity, (L, H, L, H))
 
     def kl(p, q):
@@ -175,23 +186,39 @@ def loss(params):
   return (np.log(np.exp(logits).sum(-1)) - chosen)[TARGETS >= 0].mean()
 
 
-def loss_with_scaled_head(layer, head, scale, add=0.0):
+def with_scaled_heads(scale_LH, add=0.0):
+  """The params of a model with heads scaled; those at 0 say `add`."""
   params = jax.tree.map(np.float64, model_and_params()[1])
-  output = params["params"][f"blocks_{layer}"]["attention"]["output"]
-  rows = output["kernel"][head * K : (head + 1) * K]
-  output["bias"] += add @ rows if np.ndim(add) else 0
-  rows *= scale
-  return loss(params)
+  for layer, head in np.ndindex(L, H):
+    output = params["params"][f"blocks_{layer}"]["attention"]["output"]
+    rows = output["kernel"][head * K : (head + 1) * K]
+    if not scale_LH[layer, head]:
+      output["bias"] += np.broadcast_to(add, K) @ rows
+    rows *= scale_LH[layer, head]
+  return params
+
+
+def loss_with_scaled_head(layer, head, scale, add=0.0):
+  scale_LH = np.ones((L, H))
+  scale_LH[layer, head] = scale
+  return loss(with_scaled_heads(scale_LH, add))
 
 
 class AblationTest(chex.TestCase):
-  @parameterized.parameters(("zero", None), ("zero", 3), ("mean", 100))
+  @staticmethod
+  @functools.cache
+  def head_output():
+    model, params = model_and_params()
+    run = jax.jit(functools.partial(interpret.trace, model, taps=["head_output"]))
+    return np.asarray(run(params, INPUTS)[1].head_output)
+
+  @parameterized.parameters(("zero", 3), ("mean", 100))
   def test_is_the_loss_without_the_head_minus_the_loss(self, to, heads_at_once):
     model, params = model_and_params()
-    trace = jax.jit(functools.partial(interpret.trace, model))(params, INPUTS)[1]
+    head_output = self.head_output()
     expected = np.zeros((L, H))
     for layer, head in np.ndindex(L, H):
-      mean = np.asarray(trace.head_output[layer, head]).reshape(-1, K).mean(0)
+      mean = head_output[layer, head].reshape(-1, K).mean(0)
       add = mean if to == "mean" else 0.0
       expected[layer, head] = loss_with_scaled_head(layer, head, 0, add) - loss(params)
     self.assertGreater(np.abs(expected).min(), 1e-3)
@@ -202,10 +229,19 @@ class AblationTest(chex.TestCase):
 
   def test_heads_that_are_gone_already_cost_nothing(self):
     model, params = model_and_params()
-    gone = interpret.ablate_heads([[1, 0], [0, 1]])
-    rise = interpret.head_ablation(*interpret.edited(model, params, [gone]), BATCH)
-    assert_close(rise[[0, 1], [0, 1]], np.zeros(2), scale=loss(params))
-    self.assertGreater(float(abs(rise[0, 1])), 1e-3)
+    gone = np.eye(2)
+    edited = interpret.edited(model, params, [interpret.ablate_heads(gone)])
+    found = interpret.head_ablation(*edited, BATCH)
+
+    def exact_loss(heads):
+      return loss(with_scaled_heads(1 - np.maximum(gone, heads)))
+
+    heads = np.eye(L * H).reshape(-1, L, H)
+    whole = exact_loss(gone)
+    expected = np.reshape([exact_loss(head) - whole for head in heads], (L, H))
+    self.assertEqual(expected[0, 0], 0)
+    self.assertGreater(np.abs(expected[0, 1]), 1e-3)
+    assert_close(found, expected, scale=whole)  # a difference of two
 
   def test_refuses(self):
     with self.assertRaisesRegex(InputError, "unknown ablation 'men': did you mean"):

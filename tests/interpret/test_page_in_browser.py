@@ -6,7 +6,6 @@ import tempfile
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +14,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import ROUNDINGS
 from tests.interpret import browser
-from tests.interpret.test_page import make, stored_page_data
+from tests.interpret.test_page import make, stored_page_data, unmeasured, unread
 from tests.reliability import injection
 from tests.reliability.campaign import Tally
 
@@ -50,9 +49,10 @@ class PageInBrowser:
     model, params = make(cls.tokenizer.vocab_size)
     cls.config = model.config
     make_data = stored_page_data if cls.stored else page_data
-    cls.data = make_data(
-      model, params, cls.tokenizer, cls.tokens, title="tiny", dataset=language
-    )
+    with unread():
+      cls.data = make_data(
+        model, params, cls.tokenizer, cls.tokens, title="tiny", dataset=language
+      )
     cls.heads = cls.data["heads"] or cls.data["steps"][-1]["heads"]
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(cls.data, model.config), "utf-8")
@@ -62,25 +62,29 @@ class PageInBrowser:
       logits, run = interpret.trace(model, params, tokens)
       return logits, run, interpret.logit_lens(model, params, run)[:, 0]
 
-    logits, cls.run_, lens = read(params, jnp.array([cls.tokens]))
-    cls.lens = np.asarray(lens)
-    cls.logits = np.asarray(logits[0], np.float64)
+    logits, cls.run_, lens = read(params, np.array([cls.tokens]))
+    cls.run_, cls.lens = jax.tree.map(np.asarray, (cls.run_, lens))
+    cls.logits = np.asarray(logits, np.float64)[0]
     cls.oracle = language.next_token_probabilities(np.array(cls.tokens))
 
   def setUp(self):
     super().setUp()
-    self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
-    self.addCleanup(self.page.close)
-    self.page.set_default_timeout(20_000)
-    self.page.emulate_media(media="print")  # on paper all steps are laid out at once
     self.trouble, self.requests, self.answers = [], [], []
-    self.page.on("console", lambda message: self.trouble.append(message.text))
-    self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-    self.page.on("request", lambda request: self.requests.append(request.url))
-    self.page.on("requestfinished", lambda request: self.answers.append(request.url))
+    heard = {
+      "console": lambda message: self.trouble.append(message.text),
+      "pageerror": lambda error: self.trouble.append(str(error)),
+      "request": lambda request: self.requests.append(request.url),
+      "requestfinished": lambda request: self.answers.append(request.url),
+    }
+    self.page = browser.page_for(self, heard)
+    self.address = None
 
   def open(self, link: str = ""):
-    self.page.goto(self.file.as_uri() + link)
+    """The page, or another link of it."""
+    if self.address is None:
+      self.address = browser.begin(self.page, self.file, link)
+    else:
+      self.page.goto(self.address + link)
     return self.page
 
   def texts(self, selector: str) -> list[str]:
@@ -114,7 +118,7 @@ class PageInBrowser:
     page.locator("details.map summary").click()
     self.assertFalse(page.locator("svg.flow").is_visible())
     self.assertEqual(self.trouble, [])
-    self.assertEqual(self.requests, [self.file.as_uri()])
+    self.assertEqual(self.requests, [self.address])
 
   def test_row_of_scores_and_weights_is_the_traces(self):
     for layer, head, token in ((0, 1, 11), (1, 0, 5), (1, 1, 0)):
@@ -267,14 +271,15 @@ class LivePageTest(PageInBrowser, chex.TestCase):
     }""")
     page.wait_for_timeout(50)
     self.assertEqual(page.title(), "Inside tiny")
-    self.assertEqual(self.answers, [self.file.as_uri()])
+    self.assertEqual(self.answers, [self.address])
     self.assertLen(self.trouble, 2)  # the browser says that it refused both
     for refused in self.trouble:
       self.assertIn("Content Security Policy", refused)
 
   def test_tokens_that_would_like_to_be_code_are_text(self):
     names, tally = list(injection.TOKENS[: injection.CONTEXT]), Tally()
-    injection.show(self.browser, self.folder / "evil.html", names, tally, (0, 40))
+    with unmeasured():
+      injection.show(self.browser, self.folder / "evil.html", names, tally, (0, 40))
     self.assertEqual(tally.failures, [])
     self.assertGreater(tally.held, len(names))
 

@@ -4,8 +4,8 @@ import re
 from unittest import mock
 
 from absl.testing import parameterized
+from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,6 +25,7 @@ from gpt2_flax.tokenizer import (
 from tests.close import assert_close
 from tests.interpret.test_page import make
 from tests.interpret.workshop import LENGTH, LOGITS, STEPS, Workshop
+from tests.reference import reference_logits
 
 SMALL = dict(num_layers=1, num_heads=1)
 
@@ -108,15 +109,16 @@ class PlaybackTest(Workshop):
     self.assertEqual(page.locator("#step-value").inner_text(), "100")
     page.locator("#step").fill("1")
     self.assertIn("step=40", self.link())
-    kept = jax.tree.map(lambda leaf: jnp.asarray(decoded(rounded(leaf))), at(40))
-    expected = model.apply(kept, jnp.array([tokens]))[0]
-    assert_close(np.array(page.evaluate(LOGITS), "f4"), np.asarray(expected))
-    whole = np.asarray(model.apply(at(40), jnp.array([tokens]))[0])
-    np.testing.assert_allclose(
-      np.asarray(expected), whole, atol=1e-3 * np.abs(whole).max()
+    weights = nn.unbox(at(40))
+    kept = jax.tree.map(lambda leaf: decoded(rounded(leaf)), weights)
+    expected, whole = (
+      reference_logits(params, np.array([tokens]), model.config)[0]
+      for params in (kept, weights)
     )
+    assert_close(np.array(page.evaluate(LOGITS), "f4"), expected)
+    np.testing.assert_allclose(expected, whole, atol=1e-3 * np.abs(whole).max())
     costs = page.locator(".head-card .cost b").all_text_contents()
-    self.open("#step=0")
+    self.open("#step=0", fresh=True)
     self.assertEqual(self.page.locator("#step-value").inner_text(), "0")
     self.assertNotEqual(
       self.page.locator(".head-card .cost b").all_text_contents(), costs

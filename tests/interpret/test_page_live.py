@@ -143,7 +143,7 @@ class TypingTest(ToyPage):
     page.keyboard.press("Enter")
     focused = page.evaluate("document.activeElement.textContent")
     self.assertEqual(focused, "attention")
-    self.open("#layer=0&head=0&token=4&key=1")
+    self.go("#layer=0&head=0&token=4&key=1")
     keys = self.page.locator("[data-matrix=key]")
     keys.focus()
     for key in (2, 3):
@@ -161,7 +161,7 @@ class TypingTest(ToyPage):
     self.assertLess(bar["height"], 320)
 
   def test_names_and_values_under_the_pointer(self):
-    page = self.open("#layer=0&head=1&token=5")
+    page = self.go("#layer=0&head=1&token=5")
     weights = page.locator("[data-matrix=weights]")
     weights.scroll_into_view_if_needed()
     box = weights.bounding_box()

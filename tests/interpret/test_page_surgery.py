@@ -41,7 +41,8 @@ class SurgeryTest(ToyPage):
   def assert_change_is_shown(self, whole, edits):
     """Both models' probabilities stand beside each other, at the selected token."""
     cut, _ = self.run_jax(self.start, edits)
-    before, after = (np.asarray(jax.nn.softmax(x[-1]), "f8") for x in (whole, cut))
+    odds = (np.exp(logits[-1].astype("f8")) for logits in (whole, cut))
+    before, after = (of / of.sum() for of in odds)
     order = np.argsort(-np.abs(after - before), kind="stable")
     rows = self.page.locator("#effect .next-row")
     shown = [int(row.get_attribute("data-id")) for row in rows.all()]
@@ -83,9 +84,8 @@ class SurgeryTest(ToyPage):
     other = self.tokenizer.start("the cat near the dog sees")
     _, run = self.run_jax(other)
     chosen = {} if head is None else {"heads": [head]}
-    mask = interpret.select(
-      self.model, site, layers=[1], positions=[2], length=LENGTH, **chosen
-    )
+    at = dict(layers=[1], positions=[2], length=LENGTH, **chosen)
+    mask = jax.jit(lambda: interpret.select(self.model, site, **at))()
     edit = interpret.patch(site, run[site], mask)
     self.assert_reads(self.start, [edit])
     self.assertIn("layer 1, at token 2", page.locator("#cut-says").inner_text())
@@ -103,7 +103,7 @@ class SurgeryTest(ToyPage):
     self.assertNotRegex(self.link(), "patch|other")
 
   def test_norm_and_products_add_up(self):
-    page = self.open("#layer=1&head=0&token=4")
+    page = self.go("#layer=1&head=0&token=4")
     page.locator("summary", has_text="The matrices that make them").click()
     page.locator("summary", has_text="The output matrix").click()
     _, run = self.run_jax(self.start)
@@ -136,7 +136,7 @@ class SurgeryTest(ToyPage):
     np.testing.assert_allclose(normed * scale + bias, result, atol=2e-2)
 
   def test_features_that_fire_most(self):
-    page = self.open("#layer=0&token=3")
+    page = self.go("#layer=0&token=3")
     _, run = self.run_jax(self.start)
     hidden = np.asarray(run.mlp_hidden[0, 0, : len(self.start)])
     order = np.argsort(-hidden[3], kind="stable")

@@ -8,7 +8,7 @@ from tests.interpret.workshop import LENGTH, ToyPage
 
 class WritingTest(ToyPage):
   def test_writes_the_likeliest_where_only_one_is_left(self):
-    self.open("#top_k=1")
+    self.go("#top_k=1")
     for _ in range(3):
       self.page.locator("#write-one").click()
     expected = list(self.start)
@@ -29,6 +29,7 @@ class WritingTest(ToyPage):
     self.assertLen({tuple(tokens) for tokens in written}, 3)
 
   def test_writes_until_there_is_no_room(self):
+    self.open(fresh=True)
     self.page.clock.install()
     self.page.locator("#write-run").click()
     self.page.clock.run_for(10_000)

@@ -6,8 +6,8 @@ from absl.testing import parameterized
 import chex
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gpt2_flax import GPT2, InputError, interpret, MultiHeadAttention, SelfAttention
 from gpt2_flax.positional_encoding import PositionalEncoding
@@ -16,6 +16,7 @@ from tests.close import assert_close
 from tests.interpret.test_edits import (
   model_and_params,
   TOKENS,
+  traced_with,
   unedited,
   VECTOR,
 )
@@ -31,6 +32,17 @@ def weights_of(block, *names):
   return {"params": params}
 
 
+@functools.cache
+def program(module):
+  run = functools.partial(interpret.trace, module)
+  return jax.jit(run, static_argnames="taps")
+
+
+def traced(module, params, x, **kwargs):
+  """By one program for each kind of part."""
+  return jax.tree.map(np.asarray, program(module)(params, x, **kwargs))
+
+
 class LonePartTest(chex.TestCase):
   """Each is given what it got in the model, and must tell what it told there."""
 
@@ -38,13 +50,11 @@ class LonePartTest(chex.TestCase):
     whole = unedited()[1]
     params = weights_of("blocks_1", "attention", "heads")
     params = jax.tree.map(lambda leaf: leaf[1], params)
-    model, everything = model_and_params()
-    normed = model.apply(
-      everything,
-      whole.residual_before[1],
-      method=lambda model, x: model.blocks[1].attention_norm(x),
-    )
-    out, trace = interpret.trace(SelfAttention(head_dim=4), params, normed)
+    x = whole.residual_before[1]
+    norm = weights_of("blocks_1", "attention_norm")["params"]
+    spread = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    normed = (x - x.mean(-1, keepdims=True)) / spread * norm["scale"] + norm["bias"]
+    out, trace = traced(SelfAttention(head_dim=4), params, normed)
     taps = ["query", "key", "value", "scores", "weights", "head_output"]
     self.assertEqual(list(trace), taps)
     for tap in taps:
@@ -54,21 +64,20 @@ class LonePartTest(chex.TestCase):
   def test_attention(self):
     module = MultiHeadAttention(num_heads=2, head_dim=4)
     params = weights_of("blocks_0", "attention")
-    out, trace = interpret.trace(
-      module, params, X, taps=["weights", "attention_output"]
-    )
-    chex.assert_trees_all_equal(out, module.apply(params, X))
+    taps = ("weights", "attention_output")
+    out, trace = traced(module, params, X, taps=taps)
+    assert_close(out, jax.jit(module.apply)(params, X))
     chex.assert_trees_all_equal(trace.attention_output, out)
     for head in range(2):
       own = jax.tree.map(lambda leaf, head=head: leaf[head], params["params"]["heads"])
       alone = SelfAttention(head_dim=4)
-      _, expected = interpret.trace(alone, {"params": own}, X, taps=["weights"])
+      _, expected = traced(alone, {"params": own}, X)
       assert_close(trace.weights[head], expected.weights)
     self.assertLen(trace, 2)
 
   def test_a_block_a_feed_forward_and_positions(self):
     whole, config = unedited()[1], model_and_params()[0].config
-    (out, _), trace = interpret.trace(
+    (out, _), trace = traced(
       Block(config), weights_of("blocks_0"), whole.residual_before[0]
     )
     chex.assert_trees_all_equal(out, trace.residual_after)
@@ -76,11 +85,11 @@ class LonePartTest(chex.TestCase):
       assert_close(trace[tap], whole[tap][0])
     self.assertLen(trace, 12)
     module = FeedForward(config)
-    out, trace = interpret.trace(module, weights_of("blocks_0", "feed_forward"), X)
+    out, trace = traced(module, weights_of("blocks_0", "feed_forward"), X)
     self.assertEqual(list(trace), ["mlp_hidden", "mlp_output"])
     chex.assert_trees_all_equal(out, trace.mlp_output)
     module = PositionalEncoding("sinusoidal", 8)
-    out, trace = interpret.trace(module, {}, X, positions=np.arange(5)[None])
+    out, trace = traced(module, {}, X, positions=np.arange(5)[None])
     assert_close(out, X + trace.positions)
 
   def test_may_be_jitted_and_has_gradients(self):
@@ -91,9 +100,9 @@ class LonePartTest(chex.TestCase):
       run = interpret.trace(SelfAttention(head_dim=4), params, x, taps=["weights"])[1]
       return run.weights[0, 4, 0]
 
-    slope = jax.jit(jax.grad(weight))(X)
-    self.assertGreater(float(jnp.abs(slope[0, 4]).max()), 1e-4)
-    chex.assert_trees_all_equal(slope[1:], jnp.zeros((2, 5, 8)))
+    slope = np.asarray(jax.jit(jax.grad(weight))(X))
+    self.assertGreater(np.abs(slope[0, 4]).max(), 1e-4)
+    chex.assert_trees_all_equal(slope[1:], np.zeros((2, 5, 8), "f4"))
 
 
 class Mine(nn.Module):
@@ -116,12 +125,13 @@ class OwnModuleTest(chex.TestCase):
   def test_layers_are_counted_as_they_are_called(self):
     module = Mine()
     params = random_params(module, X)
-    out, trace = interpret.trace(module, params, X)
+    out, trace = traced(module, params, X)
     chex.assert_shape(trace.weights, (2, 2, 3, 5, 5))
-    first = X + trace.attention_output[0]
-    chex.assert_trees_all_equal(out, first + trace.attention_output[1])
+    assert_close(out, X + trace.attention_output[0] + trace.attention_output[1])
     own = {"params": params["params"]["zebra"]}
-    zebra = MultiHeadAttention(2, 4).apply(own, X)
+    zebra, _ = traced(
+      MultiHeadAttention(2, 4), own, X, taps=("weights", "attention_output")
+    )
     assert_close(trace.attention_output[0], zebra)
 
   def test_parts_of_several_shapes_do_not_stack(self):
@@ -139,8 +149,8 @@ class OwnModuleTest(chex.TestCase):
     model, params = model_and_params()
     loud = GPT2(model.config, head=LoudHead)
     edit = interpret.scale_heads(np.full((2, 2), 0.5))
-    logits, trace = interpret.trace(loud, params, TOKENS, [edit])
-    assert_close((logits, trace), unedited())
+    found = jax.jit(lambda: interpret.trace(loud, params, TOKENS, [edit]))()
+    assert_close(found, unedited())
 
   def test_says_what_it_needs(self):
     module = nn.Dense(3)
@@ -148,24 +158,33 @@ class OwnModuleTest(chex.TestCase):
     with self.assertRaisesRegex(
       InputError, "Dense has nothing to trace: must be or hold one of .*SelfAttention"
     ):
-      interpret.trace(module, params, X)
+      jax.eval_shape(lambda: interpret.trace(module, params, X))
     with self.assertRaisesRegex(InputError, "tap 'mlp_output' hit nothing"):
       module = SelfAttention(head_dim=4)
       params = random_params(module, X)
-      interpret.trace(module, params, X, taps=["mlp_output"])
+      jax.eval_shape(lambda: interpret.trace(module, params, X, taps=["mlp_output"]))
     with self.assertRaisesRegex(InputError, "edits need a GPT2: SelfAttention"):
       interpret.trace(module, params, X, [interpret.steer(VECTOR, True)])
 
 
 class InsideInterceptorsTest(chex.TestCase):
   @parameterized.parameters(
-    ("attend", "attention", "attention_output", True),
     ("read", "blocks_0", "residual_between", True),
-    ("think", "blocks_0", "residual_after", False),
     ("mix", "heads", "head_output", False),
+  )
+  def test_the_trace_has_what_flows_on(self, *step):
+    self.assert_flows_on(*step)
+
+  @parameterized.parameters(  # again with a cache, and without
+    ("attend", "attention", "attention_output", True),
+    ("think", "blocks_0", "residual_after", False),
     ("hidden", "feed_forward", "mlp_hidden", False),
   )
-  def test_the_trace_has_what_flows_on(self, method, name, site, has_cache):
+  @pytest.mark.slow
+  def test_so_it_has_of_other_steps(self, *step):
+    self.assert_flows_on(*step)
+
+  def assert_flows_on(self, method, name, site, has_cache):
     """An interceptor of the caller's doubles a step; so does an edit of that site."""
     model, params = model_and_params()
 
@@ -175,14 +194,17 @@ class InsideInterceptorsTest(chex.TestCase):
         return out
       return (2 * out[0], *out[1:]) if has_cache else 2 * out
 
+    @jax.jit
+    def run():
+      return interpret.trace(model, params, TOKENS), model.apply(params, TOKENS)
+
     with nn.intercept_methods(double):
-      logits, found = interpret.trace(model, params, TOKENS)
-      chex.assert_trees_all_equal(logits, model.apply(params, TOKENS))
+      (logits, found), own_logits = run()
+    chex.assert_trees_all_equal(logits, own_logits)
     layers = [1, 0] if name == "blocks_0" else [1, 1]
     edit = interpret.make_edit(site, layers, 2.0, 0.0)
-    expected = interpret.trace(model, params, TOKENS, [edit])
-    assert_close((logits, found), expected)
-    self.assertGreater(float(jnp.abs(logits - unedited()[0]).max()), 0.01)
+    assert_close((logits, found), traced_with(edit))
+    self.assertGreater(np.abs(logits - unedited()[0]).max(), 0.01)
 
   def test_the_interceptors_are_there_afterwards_in_their_order(self):
     model, params = model_and_params()
@@ -196,11 +218,13 @@ class InsideInterceptorsTest(chex.TestCase):
 
       return interceptor
 
+    trace = functools.partial(interpret.trace, model, params, taps=())
+    apply = functools.partial(model.apply, params)
     with nn.intercept_methods(note("a")), nn.intercept_methods(note("b")):
-      interpret.trace(model, params, TOKENS, taps=())
+      jax.eval_shape(lambda: trace(TOKENS))
       with self.assertRaises(InputError):
-        interpret.trace(model, params, TOKENS + 99)
-      model.apply(params, TOKENS)
+        jax.eval_shape(lambda: trace(TOKENS + 99))
+      jax.eval_shape(lambda: apply(TOKENS))
     self.assertEqual(seen, ["a", "b"] * 2)
-    model.apply(params, TOKENS)
+    jax.eval_shape(lambda: apply(TOKENS))
     self.assertLen(seen, 4)

@@ -6,7 +6,6 @@ import tempfile
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt2_flax import interpret
@@ -14,7 +13,7 @@ from gpt2_flax.datasets import CONFIGS
 from gpt2_flax.interpret.page import page_data, render_page
 from tests.close import assert_close
 from tests.interpret import browser
-from tests.interpret.test_page import make, unmeasured
+from tests.interpret.test_page import make, unmeasured, unread
 
 LENGTH = 12
 STEPS = (0, 40, 100)
@@ -26,31 +25,36 @@ class Workshop(chex.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.browser = browser.shared()
+    browser.shared()
     cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
 
   @classmethod
   def write(cls, model, params, tokenizer, tokens, measured=False, **kwargs):
     """A page, without what heads are worth."""
-    with contextlib.nullcontext() if measured else unmeasured():
+    with unread(), contextlib.nullcontext() if measured else unmeasured():
       data = page_data(model, params, tokenizer, tokens, title="tiny", **kwargs)
     cls.file = cls.folder / "page.html"
     cls.file.write_text(render_page(data, model.config), "utf-8")
 
-  def open(self, link: str = ""):
-    self.page = self.browser.new_page(viewport={"width": 1200, "height": 900})
-    self.addCleanup(self.page.close)
-    self.page.set_default_timeout(20_000)
-    self.trouble = []
-    self.page.on("console", lambda message: self.trouble.append(message.text))
-    self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-    self.page.emulate_media(media="print")  # on paper all steps are laid out at once
-    self.page.goto(self.file.as_uri() + link)
+  def setUp(self):
+    super().setUp()
+    self.page, self.trouble = None, []
+
+  def open(self, link: str = "", fresh: bool = False):
+    """As a reader who comes by this link; `fresh` as in `browser.page_for`."""
+    if self.page is None or fresh:
+      heard = {
+        "console": lambda message: self.trouble.append(message.text),
+        "pageerror": lambda error: self.trouble.append(str(error)),
+      }
+      self.page = browser.page_for(self, heard, fresh)
+    self.address = browser.begin(self.page, self.file, link)
     return self.page
 
   def go(self, link: str):
     """To another link of the page that is open."""
-    self.page.goto(self.file.as_uri() + link)
+    self.page.goto(self.address + link)
+    return self.page
 
   def tokens(self) -> list[int]:
     return self.page.evaluate("inside.view.tokens")
@@ -80,9 +84,9 @@ class ToyPage(Workshop):
 
     What comes later changes nothing before it, so that one program serves all texts.
     """
-    padded = jnp.array([[*tokens, *[1] * (LENGTH - len(tokens))]])
-    logits, run = cls.trace(padded, tuple(edits))
-    return np.asarray(logits[0, : len(tokens)]), run
+    padded = np.array([[*tokens, *[1] * (LENGTH - len(tokens))]])
+    logits, run = jax.tree.map(np.asarray, cls.trace(padded, tuple(edits)))
+    return logits[0, : len(tokens)], run
 
   def setUp(self):
     super().setUp()
