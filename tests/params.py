@@ -1,7 +1,8 @@
 """Parameters of a module: what `init` would give, and values drawn in their place.
 
 To run `init` takes seconds to compile, and to trace it a tenth of one; so it is traced
-once for each module and shape of its input.
+once for each module and shape of its input, and values are drawn by the shapes of one
+model for all that have the same.
 """
 
 import functools
@@ -10,6 +11,9 @@ from typing import Any
 from flax import linen as nn
 import jax
 import numpy as np
+
+from gpt2_flax.model_config import GPT2Config
+from gpt2_flax.transformer import GPT2
 
 TOKEN = jax.ShapeDtypeStruct((1, 1), "int32")
 
@@ -34,5 +38,25 @@ def random_params(
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf: rng.normal(0, scale, leaf.shape).astype("f4"),
-    nn.unbox(shapes_of(module, x)),
+    nn.unbox(shapes_of(_plainest(module), x)),
   )
+
+
+# What the parameters of a model depend on, besides whether it learns its positions.
+SHAPED_BY = (
+  *("vocab_size", "num_layers", "num_heads", "embed_dim", "mlp_dim"),
+  *("tied_embeddings", "feed_forward", "scan_layers"),
+)
+
+
+def _plainest(module: nn.Module) -> nn.Module:
+  """Of the models whose parameters have the same names and shapes, always the same."""
+  if not isinstance(module, GPT2) or module != GPT2(module.config):
+    return module  # it has parts of its own
+  config = module.config
+  fields = {name: getattr(config, name) for name in SHAPED_BY}
+  if config.positional_encoding == "learned":
+    fields |= dict(positional_encoding="learned", context_length=config.context_length)
+  else:
+    fields |= dict(positional_encoding="none", context_length=1)
+  return GPT2(GPT2Config(**fields))
