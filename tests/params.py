@@ -42,6 +42,19 @@ def random_params(
   )
 
 
+def wide_params(model: GPT2, scale: float, seed: int = 0) -> Any:
+  """Kernels and embeddings drawn wide, biases and norms as `init` gives them: the next
+  token depends on all before it."""
+
+  def drawn(path: tuple, leaf: np.ndarray) -> np.ndarray:
+    constant = {"bias": np.zeros_like, "scale": np.ones_like}.get(path[-1].key)
+    return constant(leaf) if constant else leaf
+
+  return jax.tree_util.tree_map_with_path(
+    drawn, random_params(model, TOKEN, scale, seed)
+  )
+
+
 # What the parameters of a model depend on, besides whether it learns its positions.
 SHAPED_BY = (
   *("vocab_size", "num_layers", "num_heads", "embed_dim", "mlp_dim"),
