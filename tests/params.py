@@ -63,3 +63,15 @@ def random_params(
     lambda leaf: rng.normal(0, scale, leaf.shape).astype("f4"),
     nn.unbox(shapes_of(module, x)),
   )
+
+
+def wide_params(model: GPT2, scale: float, seed: int = 0) -> Any:
+  """Kernels and embeddings drawn wide, biases and norms as `init` gives them: the next
+  token depends on all before it."""
+
+  def drawn(path: tuple, leaf: np.ndarray) -> np.ndarray:
+    constant = {"bias": np.zeros_like, "scale": np.ones_like}.get(path[-1].key)
+    return constant(leaf) if constant else leaf
+
+  params = random_params(model, TOKEN, scale, seed)
+  return jax.tree_util.tree_map_with_path(drawn, params)

@@ -28,7 +28,7 @@ from gpt2_flax.layers.head_kernels import swap_heads
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.transformer import GPT2
 from tests.close import assert_close, ROUNDINGS
-from tests.params import shapes_of
+from tests.params import shapes_of, wide_params
 
 GREEDY = Sampling(temperature=0)
 CONTEXT_LENGTH = 40
@@ -49,10 +49,7 @@ def model_and_params(kind="learned", context_length=CONTEXT_LENGTH):
     positional_encoding=kind,
     tied_embeddings=kind == "learned",  # tied and unmoved, a token follows itself
   )
-  model = GPT2(config)
-  params = nn.unbox(jax.jit(model.init)(random_key(11), jnp.zeros((1, 1), int)))
-  # Weights so large that the next token depends on all before it.
-  return model, jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 40 * leaf, params)
+  return GPT2(config), wide_params(GPT2(config), scale=0.6, seed=8)
 
 
 def random_key(seed):
@@ -140,12 +137,8 @@ class GenerateTest(chex.TestCase):
 
   def assert_slots_will_do(self, kind):
     """In a ragged batch, where each row has its own padding, and after a slide."""
-    naive = [continue_naively(text, NUM_TOKENS, kind=kind) for text in self.RAGGED]
-    self.assertEqual(continue_(self.RAGGED, kind=kind), naive)
-    self.assertEqual(
-      continue_([prompt(8)], 60, kind=kind, overflow="slide"),
-      [continue_naively(prompt(8), 60, kind=kind)],
-    )
+    naive = [continue_naively(text, 40, kind=kind) for text in self.RAGGED]
+    self.assertEqual(continue_(self.RAGGED, 40, kind=kind, overflow="slide"), naive)
     self.assertGreater(len(np.unique(naive)), 3)
 
   @pytest.mark.slow  # each row stops, and slides, below
@@ -191,8 +184,15 @@ class GenerateTest(chex.TestCase):
     self.assertEqual(continue_([prompt(4)], sampling=sampling), [penalised])
     self.assertNotEqual(penalised, continue_naively(prompt(4), NUM_TOKENS))
 
-  @parameterized.parameters(1, 2, 3)
-  def test_no_run_of_tokens_comes_twice(self, size):
+  def test_no_run_of_two_tokens_comes_twice(self):
+    self.assert_no_run_comes_twice(2)
+
+  @parameterized.parameters(1, 3)
+  @pytest.mark.slow  # rows/test_repeats.py has runs of other sizes
+  def test_nor_does_a_shorter_or_a_longer_one(self, size):
+    self.assert_no_run_comes_twice(size)
+
+  def assert_no_run_comes_twice(self, size):
     """In the window that the model sees: it slides in the course of it."""
     sampling = Sampling(temperature=0, no_repeat_ngram_size=size)
     length, num_tokens = (4, 7) if size == 1 else (8, 40)
@@ -232,7 +232,7 @@ class GenerateTest(chex.TestCase):
 
     sampling = Sampling(temperature=1e-3, repetition_penalty=1e4)
     args = dict(sampling=sampling, key=random_key(0), logits_function=look)
-    continue_([prompt(8)], 1, **args)
+    continue_([prompt(8)], **args)
     jax.effects_barrier()
     plain = np.asarray(
       model_at("learned", CONTEXT_LENGTH)(np.array([prompt(8) + [0] * 32]), 7)
@@ -245,7 +245,7 @@ class GenerateTest(chex.TestCase):
 
   def test_a_function_that_gives_another_shape_is_refused(self):
     with self.assertRaisesRegex(InputError, r"gave shape \[1\]: must be \[1, 11\]"):
-      continue_([[1]], 1, logits_function=lambda logits, tokens, slot: logits[:, 0])
+      continue_([[1]], logits_function=lambda logits, tokens, slot: logits[:, 0])
 
   def test_a_stop_token_ends_its_row_alone(self):
     whole = continue_(self.RAGGED, CONTEXT_LENGTH, overflow="slide")
@@ -263,15 +263,15 @@ class GenerateTest(chex.TestCase):
       next(token for token in whole[row] if token not in whole[1 - row])
       for row in (0, 1)
     )
-    for ids in ((one, other), (other, one)):
-      ends = [
-        min(row.index(token) + 1 if token in row else len(row) for token in ids)
-        for row in whole
-      ]
-      self.assertEqual(
-        continue_(self.RAGGED, stop_ids=ids),
-        [row[:end] for row, end in zip(whole, ends, strict=True)],
-      )
+    ids = (one, other)
+    ends = [
+      min(row.index(token) + 1 if token in row else len(row) for token in ids)
+      for row in whole
+    ]
+    self.assertEqual(
+      continue_(self.RAGGED, stop_ids=ids),
+      [row[:end] for row, end in zip(whole, ends, strict=True)],
+    )
 
   def test_a_stream_is_the_text_in_pieces(self):
     model, params = model_and_params()
@@ -308,11 +308,12 @@ class GenerateTest(chex.TestCase):
       named["params"]["token_embedding"]["embedding"], nn.LogicallyPartitioned
     )
     made = [
-      generate(model, given, [prompt(3)], num_tokens=4, sampling=GREEDY)
+      generate(model, given, [prompt(3)], num_tokens=NUM_TOKENS, sampling=GREEDY)
       for given in (named, params)
     ]
     self.assertEqual(*made)
 
+  @pytest.mark.slow  # so it is in SamplingTest
   def test_only_the_most_probable_token_is_greedy(self):
     hot = Sampling(temperature=5.0, top_k=1)
     self.assertEqual(
@@ -345,29 +346,46 @@ class GenerateTest(chex.TestCase):
       continue_(**(dict(prompts=[[1]], num_tokens=1) | arguments))
 
 
+sample_in_a_program = jax.jit(sample_token, static_argnums=2)
+# Settings, and the tokens that they leave.
+ALLOWED = (
+  ("plain", Sampling(), [0, 1, 2, 3, 4]),
+  ("cold", Sampling(temperature=0.5), [0, 1, 2, 3, 4]),
+  ("hot", Sampling(temperature=2.0), [0, 1, 2, 3, 4]),
+  ("top_k", Sampling(top_k=3), [1, 2, 4]),
+  ("top_k_above_vocab_size", Sampling(top_k=9), [0, 1, 2, 3, 4]),
+  ("top_p", Sampling(top_p=0.6), [1, 2]),
+  ("top_p_of_one_token", Sampling(top_p=0.4), [2]),
+  # Hot, the three largest have 0.74 of the mass, the four largest 0.89.
+  ("hot_top_p", Sampling(temperature=2.0, top_p=0.8), [1, 2, 3, 4]),
+  ("min_p", Sampling(min_p=0.25), [1, 2, 4]),
+  ("min_p_of_one_token", Sampling(min_p=0.9), [2]),
+  # Of the two that top_k leaves, 2 has 5/7 of the mass.
+  ("top_k_then_top_p", Sampling(top_k=2, top_p=0.7), [2]),
+  # At least 0.35 of 0.5: 0.175; hot, of 0.5 ** 0.5: a token of 0.06 or more.
+  ("larger_min_p", Sampling(min_p=0.35), [1, 2]),
+  ("hot_min_p", Sampling(temperature=2.0, min_p=0.35), [1, 2, 3, 4]),
+)
+
+
 class SamplingTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(
-    ("plain", Sampling(), [0, 1, 2, 3, 4]),
-    ("cold", Sampling(temperature=0.5), [0, 1, 2, 3, 4]),
-    ("hot", Sampling(temperature=2.0), [0, 1, 2, 3, 4]),
-    ("top_k", Sampling(top_k=3), [1, 2, 4]),
-    ("top_k_above_vocab_size", Sampling(top_k=9), [0, 1, 2, 3, 4]),
-    ("top_p", Sampling(top_p=0.6), [1, 2]),
-    ("top_p_of_one_token", Sampling(top_p=0.4), [2]),
-    # Hot, the three largest have 0.74 of the mass, the four largest 0.89.
-    ("hot_top_p", Sampling(temperature=2.0, top_p=0.8), [1, 2, 3, 4]),
-    ("min_p", Sampling(min_p=0.25), [1, 2, 4]),
-    ("min_p_of_one_token", Sampling(min_p=0.9), [2]),
-    # Of the two that top_k leaves, 2 has 5/7 of the mass.
-    ("top_k_then_top_p", Sampling(top_k=2, top_p=0.7), [2]),
-    # At least 0.35 of 0.5: 0.175; hot, of 0.5 ** 0.5: a token of 0.06 or more.
-    ("min_p", Sampling(min_p=0.35), [1, 2]),
-    ("hot_min_p", Sampling(temperature=2.0, min_p=0.35), [1, 2, 3, 4]),
-  )
+  @parameterized.named_parameters(*ALLOWED)
   def test_frequencies_are_those_of_the_allowed_tokens(self, sampling, allowed):
+    """Without jit: one by one, these operations are compiled once for all settings."""
+    self.assert_frequencies(sample_token, sampling, allowed)
+
+  def test_so_they_are_in_one_program(self):
+    """top_k leaves 0 out, top_p 3, and min_p 4."""
+    all_of_them = Sampling(temperature=2.0, top_k=4, top_p=0.8, min_p=0.6)
+    self.assert_frequencies(sample_in_a_program, all_of_them, [1, 2])
+
+  @parameterized.named_parameters(*ALLOWED)
+  @pytest.mark.slow
+  def test_so_they_are_in_a_program_of_each(self, sampling, allowed):
+    self.assert_frequencies(sample_in_a_program, sampling, allowed)
+
+  def assert_frequencies(self, sample, sampling, allowed):
     logits = 7 + np.log(PROBABILITIES)  # a constant in the logits changes nothing
-    sample = self.variant(sample_token, static_argnums=2)
     tokens = sample(random_key(0), np.tile(logits.astype("f4"), (20_000, 1)), sampling)
     chex.assert_shape(tokens, (20_000,))
     chex.assert_type(tokens, jnp.int32)
@@ -381,13 +399,11 @@ class SamplingTest(chex.TestCase):
       abs(frequencies - expected), five_standard_errors + 1e-9
     )
 
-  @chex.variants(with_jit=True, without_jit=True)
   def test_each_row_is_cut_by_its_own_logits(self):
     logits = np.random.default_rng(1).normal(size=(200, 7)).astype("f4")
     best = np.argsort(-logits)
-    sample = self.variant(sample_token, static_argnums=2)
-    key = random_key(2)
-    for sampling in (GREEDY, Sampling(top_k=1), Sampling(top_p=1e-6)):
+    sample, key = sample_in_a_program, random_key(2)
+    for sampling in (GREEDY, Sampling(temperature=5.0, top_k=1), Sampling(top_p=1e-6)):
       chex.assert_trees_all_equal(
         sample(key, logits, sampling), best[:, 0].astype("i4")
       )
@@ -407,7 +423,7 @@ class SamplingTest(chex.TestCase):
       ([[True, False, False]] * 2, [1, 1]),  # 2 / 2 < 1.5, and -1 * 2 < -1.2
       ([[True] * 3] * 2, [0, 0]),
     ):
-      tokens = sample_token(random_key(0), logits, sampling, np.array(seen))
+      tokens = sample_in_a_program(random_key(0), logits, sampling, np.array(seen))
       self.assertEqual(tokens.tolist(), expected)
 
   @parameterized.parameters(
@@ -436,14 +452,14 @@ class CacheTest(chex.TestCase):
     chex.assert_tree_shape_prefix(cache, (2, 5, 7, 4))
     for leaf in jax.tree.leaves(cache):
       chex.assert_type(leaf, jnp.dtype(dtype))
-      self.assertFalse(leaf.any())
+      self.assertFalse(np.asarray(leaf).any())
 
   @parameterized.parameters(1, 3)
   def test_no_token_copies_it(self, batch_size):
     model, params = model_and_params()
-    num_slots = 24
-    prompts, padding = jnp.ones((batch_size, 5), int), jnp.zeros(batch_size, int)
-    state = prefill(model, params, prompts, padding, num_slots=num_slots)
+    read = functools.partial(prefill, model, num_slots=24)
+    prompts, padding = np.ones((batch_size, 5), int), np.zeros(batch_size, int)
+    state = jax.eval_shape(read, params, prompts, padding)
     arguments = model, swap_heads(params), state, random_key(0), 0, CHUNK
     text = decode.lower(*arguments, sampling=GREEDY).compile().as_text()
     [body] = re.findall(r"while\(.*body=(%[\w.-]+)", text)

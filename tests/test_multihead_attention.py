@@ -51,7 +51,7 @@ class LadderTest(chex.TestCase):
       self.variant(module.apply)(params, x), self.variant(one_head)(params, x)
     )
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.parameters((True, "none"), (True, "documents"), (False, "padding"))
   def test_many_heads_are_single_heads_side_by_side(self, causal, mask):
     x = inputs()
@@ -241,7 +241,7 @@ class MultiHeadAttentionTest(chex.TestCase):
         with self.assertRaisesRegex(InputError, "mask is of float32: .* bool"):
           apply(additive)
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   def test_a_mask_reaches_the_cached_tokens(self):
     x = inputs()
     module = MultiHeadAttention(num_heads=H, head_dim=K)

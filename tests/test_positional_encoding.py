@@ -46,7 +46,7 @@ def embeddings():
 
 
 class SinusoidalTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.product(
     positions=(3, [0, 1, 2, 49], [[[5, 0]], [[1, 30]]]), embed_dim=(1, 7, 16)
   )
@@ -59,7 +59,7 @@ class SinusoidalTest(chex.TestCase):
       encoding, paper(positions, embed_dim), ANGLE, scale=1 + np.max(positions)
     )
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.parameters(1_000, 100_000)
   def test_far_out_positions(self, far):
     positions = far + np.arange(20)
@@ -92,7 +92,7 @@ class SinusoidalTest(chex.TestCase):
 class RotaryTest(chex.TestCase):
   """Su et al. (2021), section 3.2."""
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.parameters(2, 6)
   def test_turns_each_pair_as_a_complex_number(self, head_dim):
     rng = np.random.default_rng(0)
@@ -183,7 +183,7 @@ class AlibiTest(chex.TestCase):
 
 
 class PositionalEncodingTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.parameters(
     (None,), ([[0, 1, 2, 3, 4]],), ([[7, 3, 3, 0, 1], [0, 1, 0, 1, 2]],)
   )
@@ -197,7 +197,7 @@ class PositionalEncodingTest(chex.TestCase):
     scale = 1 + 7 + abs(x).max()  # of the position and of the sum
     assert_close(out, np.asarray(x) + encoding, ANGLE + 1, scale=scale)
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.parameters(
     (None,), ([[0, 1, 2, 3, 4]],), ([[7, 3, 3, 0, 1], [0, 1, 0, 1, 2]],)
   )
@@ -213,7 +213,7 @@ class PositionalEncodingTest(chex.TestCase):
     rows = np.array([[0, 1, 2, 3, 4]] if positions is None else positions)
     assert_close(out, np.asarray(x) + table[rows], 2)
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.parameters("rotary", "alibi", "none")
   def test_adds_nothing(self, kind):
     x = embeddings()

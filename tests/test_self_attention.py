@@ -58,7 +58,7 @@ def reference(params, x, mask, causal, temperature=1.0):
 
 
 class SelfAttentionTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.product(causal=(True, False), mask=tuple(MASKS))
   def test_is_the_papers_formula(self, causal, mask):
     module = SelfAttention(K, causal=causal)
@@ -87,7 +87,7 @@ class SelfAttentionTest(chex.TestCase):
     assert_close(weights.sum(-1), allowed.any(-1).astype("f4"), SUM_OF_WEIGHTS)
     self.assertEqual((~allowed.any(-1)).sum(), 2)  # both kinds of row are there
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   def test_scores_of_any_size_are_stable(self):
     low = -1e30  # and yet no score so low as not to count
     scores = [[1e30, 1e30, -1e30], [1e4, 1e4 + 1, 0.0], [low, low, 2 * low]]
@@ -196,7 +196,7 @@ class SelfAttentionTest(chex.TestCase):
     reached_TS = np.abs(gradient(inputs())).max(axis=(1, 3)) > 0
     chex.assert_trees_all_equal(reached_TS, np.tri(T, dtype=bool) | (not causal))
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   def test_pieces_through_the_cache_equal_the_whole(self):
     module = SelfAttention(K)
     params, x = random_params(module, INPUT), inputs()

@@ -1,11 +1,11 @@
 """Beam search finds what transformers finds, and all there is where beams suffice."""
 
+import functools
 import itertools
 import pathlib
 
 from absl.testing import parameterized
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,7 @@ from gpt2_flax import GPT2, GPT2Config, InputError, pretrained
 from gpt2_flax.generation import adjusted, generate, prefill, Sampling, warped
 from gpt2_flax.writing.beams import beam_search
 from tests.close import assert_close, ROUNDINGS
+from tests.params import wide_params
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 DAILY = ("plain", "by_layer")
@@ -78,6 +79,7 @@ def test_writes_what_transformers_writes(name):
     assert_close(found, theirs["log_probs"][:, made], scale=50.0)
 
 
+@functools.cache
 def small(vocab_size, context_length=12):
   config = GPT2Config(
     vocab_size=vocab_size,
@@ -87,10 +89,7 @@ def small(vocab_size, context_length=12):
     embed_dim=8,
     positional_encoding="learned",
   )
-  model = GPT2(config)
-  key = jax.random.key(2, impl="unsafe_rbg")
-  params = nn.unbox(jax.jit(model.init)(key, jnp.zeros((1, 1), int)))
-  return model, jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 20 * leaf, params)
+  return GPT2(config), wide_params(GPT2(config), scale=0.4, seed=2)
 
 
 def less_of_the_one_before(logits_BV, tokens_BS, slot):
@@ -158,7 +157,7 @@ class BeamTest(chex.TestCase):
     args = dict(num_tokens=10, num_beams=2, stop_ids=stop_ids)
     found = beam_search(model, params, prompts, **args)
     for prompt, beams in zip(prompts, found, strict=True):
-      (alone,) = beam_search(model, params, [prompt], **args)
+      alone, *_ = beam_search(model, params, [prompt] * 3, **args)
       self.assertEqual([b.tokens for b in beams], [b.tokens for b in alone])
       room = min(10, 12 - len(prompt))
       for beam in beams:

@@ -6,7 +6,6 @@ import pathlib
 import tempfile
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +44,7 @@ def model_and_params():
     embed_dim=4,
     positional_encoding="learned",
   )
-  model = GPT2(config)
-  key = jax.random.key(0, impl="unsafe_rbg")
-  return model, nn.unbox(jax.jit(model.init)(key, jnp.zeros((1, 1), int)))
+  return GPT2(config), random_params(GPT2(config), scale=0.02)
 
 
 def say(logits_BV, tokens_BS, slot):
