@@ -302,20 +302,26 @@ def _residual_init(config: GPT2Config) -> nn.initializers.Initializer:
   return nn.initializers.normal(0.02 / num_additions**0.5)
 
 
-def abstract_params(model: GPT2) -> Any:
-  """Shape, dtype and axis names of what `model.init` gives, with nothing computed.
+def init_params(model: GPT2, key: jax.Array) -> Any:
+  """Random parameters, with the names of their axes: what `model.init` gives.
 
-  It is traced once for each model. All who ask are given the same tree, which is not to
-  be changed.
+  It is traced once for each model.
   """
-  traced: Any = _traced_init  # a module is hashable, whatever its type says
-  return traced(model)
+  return _init(model)(key)
+
+
+def abstract_params(model: GPT2) -> Any:
+  """Shape, dtype and axis names of `init_params`, with nothing computed."""
+  return jax.eval_shape(_init(model), jax.eval_shape(lambda: jax.random.key(0)))
 
 
 @functools.lru_cache(maxsize=64)
-def _traced_init(model: GPT2) -> Any:
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(model.init, key, jax.ShapeDtypeStruct((1, 1), "int32"))
+def _traced(model: Any) -> Any:
+  tokens_BT = jnp.zeros((1, 1), jnp.int32)  # which ones, no parameter depends on
+  return jax.jit(lambda key: model.init(key, tokens_BT), inline=True)
+
+
+_init: Any = _traced  # a module is hashable, whatever its type says
 
 
 def num_params(params: Any) -> int:

@@ -15,7 +15,7 @@ import optax
 from gpt2_flax.training.loss import Batch, Loss, summed_loss
 from gpt2_flax.training.mesh import require_fit, with_shardings
 from gpt2_flax.training.tuning import EVERYTHING, Tuning
-from gpt2_flax.transformer import abstract_params, GPT2
+from gpt2_flax.transformer import abstract_params, GPT2, init_params
 
 LOSS_MEAN_STEPS = 50  # about how many steps the running mean of the loss covers
 
@@ -53,7 +53,7 @@ def _init(
   """A fresh state; drawn params still carry their logical axis names."""
   params_key, dropout_key = jax.random.split(key)
   if params is None:
-    params = model.init(params_key, jnp.zeros((1, 1), jnp.int32))
+    params = init_params(model, params_key)
   learns, frozen = tuning.split(params, params_key)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -188,6 +188,7 @@ def pure_train_step(
     num_devices = 1 if by_itself else mesh.size
     loss = functools.partial(summed_loss, num_devices=num_devices)
 
+  @functools.partial(jax.jit, inline=True)  # so that its shapes are known at no cost
   def gradients(params: Any, frozen: Any, batch: Batch, rng: jax.Array):
     def of_whole(params: Any):
       return loss(model, tuning.join(params, frozen), batch, {"dropout": rng})
