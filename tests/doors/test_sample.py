@@ -69,10 +69,9 @@ class SampleTest(chex.TestCase):
 
     objects = [{"id": n, "prompt": prompt} for n, prompt in enumerate(prompts)]
     content = "".join(json.dumps(x) + "\n" for x in objects)
-    for flag, stdin in ((self.file("a.jsonl", content), ""), ("--prompts=-", content)):
-      again = self.answers(flag, *flags, stdin=stdin)
-      expected = [x | answer for x, answer in zip(objects, found, strict=True)]
-      self.assertEqual(again, expected)
+    again = self.answers("--prompts=-", *flags, stdin=content)
+    expected = [x | answer for x, answer in zip(objects, found, strict=True)]
+    self.assertEqual(again, expected)
 
   def test_several_samples_of_each_prompt(self):
     """Of one that is there twice, too: each batch draws anew."""

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -21,6 +23,12 @@ CHANGES = {
 }
 
 
+@functools.cache
+def alone():
+  [trained] = train(DATA, CHANGES, seeds=(0,))
+  return trained
+
+
 class TrainingTest(chex.TestCase):
   def test_an_experiment_is_the_default_one_with_changes(self):
     config, dataset = experiment(DATA, CHANGES)
@@ -38,8 +46,7 @@ class TrainingTest(chex.TestCase):
     one, other = train(
       DATA, CHANGES, seeds=(0, 1), watch=lambda model, params: seen.append(params)
     )
-    [again] = train(DATA, CHANGES, seeds=(0,))
-    chex.assert_trees_all_equal(one.params, again.params)
+    chex.assert_trees_all_equal(one.params, alone().params)
     for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
       self.assertGreater(np.abs(a - b).max(), 0)
     self.assertEqual(one.floor, other.floor)  # the same windows
@@ -64,7 +71,7 @@ class LossesByPositionTest(chex.TestCase):
     assert_close(losses[1:], np.array(expected))
 
   def test_averages_to_the_loss_that_training_reports(self):
-    [trained] = train(DATA, CHANGES, seeds=(0,))
+    trained = alone()
     _, dataset = experiment(DATA, CHANGES)
     batch = dataset.batch(validation_windows(dataset, CHANGES["eval.num_windows"]))
     logits = jax.jit(trained.model.apply)(trained.params, batch["inputs"])

@@ -48,7 +48,7 @@ class ScanLayersTest(chex.TestCase):
     model, params, _ = load_run(self.folder / "stacked")
     batch = train_dataset(self.dataset, 8, seed=0)[2]
     total, count = jax.jit(functools.partial(summed_loss, model))(params, batch)
-    losses = self.train("stacked", 3, writes=2, **STACKED)
+    losses = self.train("stacked", 3, **STACKED)
     assert_close(losses[2], total / count)
 
   @pytest.mark.slow
