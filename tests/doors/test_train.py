@@ -51,10 +51,12 @@ class MainJobTest(TrainTest):
     self.assertEqual(checkpoint_steps(self.workdir), [50, 100])
 
     before = (self.workdir / "metrics.jsonl").read_text()
-    fewer = "--config.train.num_steps=60"
-    again = train_to_the_end(self.workdir, *flags, fewer)
-    self.assertIn("goes on from step 100 of 60", again.stdout)
-    self.assertIn("more steps than asked for: nothing is left to do\n", again.stdout)
+    for asked, has_more in ((100, False), (60, True)):
+      steps = f"--config.train.num_steps={asked}"
+      again = train_to_the_end(self.workdir, *flags, steps)
+      self.assertIn(f"goes on from step 100 of {asked}", again.stdout)
+      said = "more steps than asked for: nothing is left to do\n" in again.stdout
+      self.assertEqual(said, has_more)
     self.assertEqual((self.workdir / "metrics.jsonl").read_text(), before)
 
     measured = forked.finish(forked.start("evaluate.py", f"--workdir={self.workdir}"))

@@ -125,6 +125,19 @@ class CheckpointsTest(chex.TestCase):
     self.assertCountEqual(found, expected)
     self.assertGreater(len(found), 8)
 
+  def test_in_place_of_the_damaged_its_step_is_saved_anew(self):
+    self.save(1, 2)
+    (self.folder / "2" / "state" / "_METADATA").unlink()
+    with (
+      mock.patch.object(logging, "warning"),
+      Checkpoints(self.folder, KEEP_ALL) as checkpoints,
+    ):
+      state, _ = checkpoints.restore(abstract())
+      chex.assert_trees_all_equal(bits(state), bits(state_at(1)))
+      checkpoints.save(state_at(2), {}, {})
+      checkpoints.wait()
+    self.assertEqual([*saved_steps(self.folder)], [1, 2])
+
   def test_the_damaged_is_set_aside_each_time(self):
     for _ in range(3):
       self.save(*(step for step in (1, 2) if not (self.folder / str(step)).exists()))
