@@ -125,6 +125,13 @@ class CheckpointsTest(chex.TestCase):
     self.assertCountEqual(found, expected)
     self.assertGreater(len(found), 8)
 
+  def test_without_its_checksums_it_is_damaged(self):
+    self.save(1, 2)
+    (self.folder / "2" / MANIFEST).unlink()
+    (state, _), (warning,) = self.restore()
+    chex.assert_trees_all_equal(bits(state), bits(state_at(1)))
+    self.assertIn(f"{MANIFEST}: No such file", warning.args[2])
+
   def test_in_place_of_the_damaged_its_step_is_saved_anew(self):
     self.save(1, 2)
     (self.folder / "2" / "state" / "_METADATA").unlink()

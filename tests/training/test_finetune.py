@@ -31,6 +31,7 @@ STEPS = 4
 def train(workdir: pathlib.Path, init_from: pathlib.Path | str = "", **finetune):
   config = toy.get_config()
   config.init_from = str(init_from)
+  config.train.seed = 0 if init_from else 5  # else they begin alike
   config.model.update(num_layers=2, num_heads=2, embed_dim=8, context_length=6)
   config.model.update(positional_encoding="learned", dropout_rate=0.1)
   config.optimizer.update(name="adamw", warmup_steps=0, learning_rate=0.1)
