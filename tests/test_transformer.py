@@ -20,7 +20,7 @@ from gpt2_flax.generation import empty_cache, generate
 from gpt2_flax.model_config import GPT2Config
 from gpt2_flax.multihead_attention import MultiHeadAttention
 from gpt2_flax.self_attention import SelfAttention
-from gpt2_flax.transformer import GPT2, num_params
+from gpt2_flax.transformer import abstract_params, GPT2, init_params, num_params
 from tests.close import assert_close, walk
 from tests.params import random_params, shapes_of
 from tests.reference import reference_logits
@@ -277,6 +277,16 @@ class ParametersTest(chex.TestCase):
   @pytest.mark.slow
   def test_published_sizes_of_layers_apart(self, size, count):
     self.assert_has(size, count)
+
+  def test_each_key_draws_what_init_draws(self):
+    model, init = tiny(), jax.jit(tiny().init)
+    for seed in (0, 1):
+      found = init_params(model, random_key(seed))
+      expected = init(random_key(seed), tokens())
+      assert_close(nn.unbox(found), nn.unbox(expected))
+      chex.assert_trees_all_equal_shapes_and_dtypes(abstract_params(model), expected)
+      for drawn in (found, abstract_params(model)):  # names of axes too
+        self.assertEqual(jax.tree.structure(drawn), jax.tree.structure(expected))
 
   def assert_has(self, size, count, **changes):
     config = GPT2Config.published(size, **changes)
