@@ -20,6 +20,7 @@ from tests.reliability.runs import (
   TINY,
   train,
   train_to_the_end,
+  when_trained,
 )
 
 
@@ -104,44 +105,22 @@ class MainJobTest(TrainTest):
     self.assertIn(f"last good checkpoint: step {named - 1}", run.stderr)
 
 
-FLAGS_WHEN_TRAINED = """
-import os, sys
-from gpt2_flax.doors import command_line, train
-from gpt2_flax.training import loop
-loop.train = lambda *_: sys.exit(os.environ["XLA_FLAGS"])
-command_line.run(train.main)
-"""
-
-
 class MemoryTest(TrainTest):
   def test_comes_first_where_it_is_to_be_saved(self):
     given = "--xla_cpu_enable_fast_math=false"
     for remat in ("none", "scores", "dots"):
-      process = forked.start(
-        *("-c", FLAGS_WHEN_TRAINED, f"--config.model.remat={remat}"),
-        f"--workdir={self.workdir}",
-        XLA_FLAGS=given,
-      )
-      set_to = forked.finish(process).stderr.split()
+      flags = f"--config.model.remat={remat}", f"--workdir={self.workdir}"
+      set_to = when_trained("os.environ['XLA_FLAGS']", *flags, XLA_FLAGS=given).split()
       saves = "--xla_cpu_enable_concurrency_optimized_scheduler=false" in set_to
       self.assertEqual(saves, remat != "none", set_to)
       self.assertIn(given, set_to)
 
 
-ACTION_WHEN_TRAINED = """
-import signal, sys
-from gpt2_flax.doors import command_line, train
-from gpt2_flax.training import loop
-loop.train = lambda *_: sys.exit(str(signal.getsignal(signal.SIGTERM)))
-command_line.run(train.main)
-"""
-
-
 class SignalTest(TrainTest):
   def test_before_the_first_step_ends_it_even_while_it_compiles(self):
-    workdir = f"--workdir={self.workdir}"
-    ended = forked.finish(forked.start("-c", ACTION_WHEN_TRAINED, workdir))
-    self.assertEqual(ended.stderr, f"{signal.SIG_DFL}\n")
+    action = "signal.getsignal(signal.SIGTERM)"
+    found = when_trained(action, f"--workdir={self.workdir}")
+    self.assertEqual(found, str(signal.SIG_DFL))
 
 
 class BadInputTest(TrainTest):

@@ -51,6 +51,20 @@ def train(*flags: str, **environment: str) -> subprocess.CompletedProcess:
   return forked.finish(start(*flags, **environment))
 
 
+def when_trained(expression: str, *flags: str, **environment: str) -> str:
+  """The value, as text, where `python train.py FLAGS` would begin to train."""
+  code = f"""
+import os, signal, sys
+import jax
+from gpt2_flax.doors import command_line, train
+from gpt2_flax.training import loop
+loop.train = lambda *_: sys.exit(str({expression}))
+command_line.run(train.main)
+"""
+  ended = forked.finish(forked.start("-c", code, *flags, **environment))
+  return ended.stderr.removesuffix("\n")
+
+
 def train_to_the_end(workdir: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
   """The tiny run; an AssertionError unless it is done and complains of nothing."""
   done = train(*TINY, *flags, f"--workdir={workdir}")

@@ -14,7 +14,7 @@ from gpt2_flax.training import cpu
 from gpt2_flax.training.source import load_run
 from tests import forked
 from tests.close import assert_close, ROUNDINGS
-from tests.reliability.runs import complaints, records
+from tests.reliability.runs import complaints, records, when_trained
 
 NOT_SAID = dict(JAX_NUM_CPU_DEVICES="-1")  # as where nobody sets it
 
@@ -70,14 +70,6 @@ class SetUpTest(chex.TestCase):
 
 
 FOUR_DEVICES = "--config.mesh.data=4"
-DEVICES_WHEN_TRAINED = """
-import sys
-import jax
-from gpt2_flax.doors import command_line, train
-from gpt2_flax.training import loop
-loop.train = lambda *_: sys.exit(str(jax.device_count()))
-command_line.run(train.main)
-"""
 
 
 class TrainTest(chex.TestCase):
@@ -102,9 +94,8 @@ class TrainTest(chex.TestCase):
     return np.array([r[key] for r in records(self.folder / name) if key in r])
 
   def test_it_gets_as_many_as_it_asks_for(self):
-    folder = f"--workdir={self.folder}"
-    asked = "-c", DEVICES_WHEN_TRAINED, folder, FOUR_DEVICES
-    self.assertEqual(forked.finish(forked.start(*asked, **NOT_SAID)).stderr, "4\n")
+    flags = f"--workdir={self.folder}", FOUR_DEVICES
+    self.assertEqual(when_trained("jax.device_count()", *flags, **NOT_SAID), "4")
 
   @pytest.mark.slow  # eight_devices.py compares meshes with one device
   def test_they_share_the_batch(self):
